@@ -1,0 +1,96 @@
+"""The errors hotloop raises: each says what was wrong, what was expected, and how to mend it.
+
+Every class also inherits the builtin type that a user would catch for that kind of mistake, so
+``except ValueError`` around a call of hotloop keeps working.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HotloopError(Exception):
+    """Base of every error that hotloop raises on purpose."""
+
+
+class SettingsError(HotloopError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class DataError(HotloopError, ValueError):
+    """Training or validation data cannot be read, is empty, or has an unexpected form."""
+
+
+class ShapeError(DataError):
+    """A batch does not fit the net, or differs from the batches before it."""
+
+
+class LabelError(DataError):
+    """Labels do not fit the loss function, for instance a class index that is out of range."""
+
+
+class MetricError(HotloopError, TypeError):
+    """A metric lacks what hotloop needs from it, or cannot take the predictions and labels."""
+
+
+class OptimizerError(HotloopError, ValueError):
+    """The optimizer does not belong to the net."""
+
+
+class MonitorError(HotloopError, KeyError):
+    """The monitored name is not a column of the history."""
+
+    def __str__(self) -> str:
+        """Return the sentence itself; a plain KeyError would show its repr."""
+        return str(self.args[0]) if self.args else ""
+
+
+class NonFiniteError(HotloopError, ArithmeticError):
+    """The loss or the data became NaN or infinite.
+
+    Attributes:
+        step: the first bad step in the epoch, counted from 1.
+        epoch: the epoch, counted from 1.
+    """
+
+    def __init__(self, message: str, *, step: int, epoch: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.epoch = epoch
+
+
+class CheckpointError(HotloopError, RuntimeError):
+    """A checkpoint cannot be written, read, or does not fit the net."""
+
+
+class DatasetUnavailableError(HotloopError, OSError):
+    """A named data set was found nowhere; the message lists every place that was tried."""
+
+
+class MissingExtraError(HotloopError, ImportError):
+    """An optional package is needed for a feature and is not installed."""
+
+
+def require_extra(module: str, extra: str, purpose: str) -> Any:
+    """Import an optional package, or say which extra of hotloop brings it.
+
+    Args:
+        module: the dotted name to import.
+        extra: the name of hotloop's extra that installs it.
+        purpose: what needs it, as the start of a sentence ("the TensorBoard callback").
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{purpose} needs the package '{module.split('.')[0]}', which is not installed: "
+            f"run pip install 'hotloop[{extra}]'."
+        ) from error

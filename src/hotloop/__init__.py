@@ -1,1 +1,79 @@
-"""hotloop."""
+"""Train PyTorch models in five lines, at the speed of a loop tuned by hand.
+
+The public names are those of ``__all__``; they are imported when first used, so that
+``import hotloop`` costs little more than ``import torch``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch as _torch  # noqa: F401 - hotloop is nothing without it: fail here when it is missing
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Accelerator": "hotloop.fitting.accelerator",
+    "Callback": "hotloop.callbacks.base",
+    "EarlyStopping": "hotloop.fitting.early_stopping",
+    "EpochRunner": "hotloop.fitting.loop",
+    "HotloopError": "hotloop.errors",
+    "KerasModel": "hotloop.model",
+    "LossLog": "hotloop.metrics.accumulate",
+    "StepOutput": "hotloop.fitting.forward",
+    "StepRunner": "hotloop.fitting.step",
+    "VLog": "hotloop.vlog",
+    "choose_device": "hotloop.hardware",
+    "colorful": "hotloop.utils",
+    "devices": "hotloop.hardware",
+    "delete_object": "hotloop.utils",
+    "flop_summary": "hotloop.inspection.summary",
+    "load_weights": "hotloop.checkpoint.weights",
+    "printlog": "hotloop.utils",
+    "save_weights": "hotloop.checkpoint.weights",
+    "seed_everything": "hotloop.reproducibility",
+    "summary": "hotloop.inspection.summary",
+    "to_device": "hotloop.nested",
+}
+_MODULES = ("datasets", "errors", "kerascallbacks", "metrics", "utils")
+
+__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from hotloop.callbacks.base import Callback as Callback
+    from hotloop.checkpoint.weights import load_weights as load_weights
+    from hotloop.checkpoint.weights import save_weights as save_weights
+    from hotloop.hardware import choose_device as choose_device
+    from hotloop.hardware import devices as devices
+    from hotloop.errors import HotloopError as HotloopError
+    from hotloop.fitting.accelerator import Accelerator as Accelerator
+    from hotloop.fitting.early_stopping import EarlyStopping as EarlyStopping
+    from hotloop.fitting.forward import StepOutput as StepOutput
+    from hotloop.fitting.loop import EpochRunner as EpochRunner
+    from hotloop.fitting.step import StepRunner as StepRunner
+    from hotloop.inspection.summary import flop_summary as flop_summary
+    from hotloop.inspection.summary import summary as summary
+    from hotloop.metrics.accumulate import LossLog as LossLog
+    from hotloop.model import KerasModel as KerasModel
+    from hotloop.nested import to_device as to_device
+    from hotloop.reproducibility import seed_everything as seed_everything
+    from hotloop.utils import colorful as colorful
+    from hotloop.utils import delete_object as delete_object
+    from hotloop.utils import printlog as printlog
+    from hotloop.vlog import VLog as VLog
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"hotloop.{name}")
+    raise AttributeError(f"module 'hotloop' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

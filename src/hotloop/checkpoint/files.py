@@ -1,0 +1,91 @@
+"""Files that are whole or absent: written beside the target, flushed, then renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from hotloop.errors import CheckpointError
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that a crash at any moment leaves the old one or the new one, whole.
+
+    The order (temporary file in the same folder, flush, fsync, rename, fsync of the folder) is
+    the one that POSIX file systems need for that; a failed write removes its temporary file and
+    leaves the old file untouched.
+
+    Args:
+        path: the file to make or replace; missing folders are made.
+        write: called with the open binary file.
+
+    Raises:
+        CheckpointError: the file cannot be written; the cause is chained.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
+        )
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600 files; others could read
+        os.replace(temporary, target)
+        temporary = None
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"'{target}' cannot be written ({error.strerror or error}): free space on the disk or "
+            f"pass a ckpt_path in a folder you can write to; what was there before is unchanged."
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before training, not after, whether ``path`` can be written.
+
+    Raises:
+        CheckpointError: ``path`` is a folder, or its folder cannot be made or written to.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise CheckpointError(
+            f"ckpt_path='{target}' is a folder, and the weights need a file: "
+            f"pass a file name, for instance ckpt_path='{target / 'best.pt'}'."
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"ckpt_path='{target}' cannot be written ({error.strerror or error}): "
+            f"pass a ckpt_path in a folder you can write to."
+        ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open a folder; its rename is journalled
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

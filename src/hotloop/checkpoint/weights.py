@@ -1,0 +1,141 @@
+"""The weights of a bare net as a plain file, in ``torch.save`` or safetensors form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.checkpoint.files import write_atomically
+from hotloop.errors import CheckpointError
+
+# Wrappers (DataParallel, DistributedDataParallel, torch.compile) put these before every key.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+def bare_state_dict(net: nn.Module) -> dict[str, Any]:
+    """Return the net's state dict with the names of the bare net, whatever wraps it."""
+    return {_bare_name(name): value for name, value in net.state_dict().items()}
+
+
+def save_weights(net_or_state: nn.Module | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Save the weights of the bare net, atomically.
+
+    Args:
+        net_or_state: the net, or its state dict.
+        path: where; a name ending in ``.safetensors`` gets that format, any other what
+            ``torch.load(path, weights_only=True)`` reads.
+
+    Raises:
+        CheckpointError: the file cannot be written, or safetensors cannot hold an entry.
+    """
+    state: Mapping[str, Any]
+    state = bare_state_dict(net_or_state) if isinstance(net_or_state, nn.Module) else net_or_state
+    if Path(path).suffix == ".safetensors":
+        data = _to_safetensors(state, path)
+        write_atomically(path, lambda file: file.write(data))
+    else:
+        write_atomically(path, lambda file: torch.save(dict(state), file))
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read weights to the CPU; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no weights.
+    """
+    target = Path(path)
+    if not target.is_file():
+        found = "is a folder" if target.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint '{target}' {found}: pass the path of a file that fit or save_ckpt wrote."
+        )
+    try:
+        if target.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(target)
+        else:
+            state = torch.load(target, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch and safetensors raise many kinds for a bad file
+        raise CheckpointError(
+            f"checkpoint '{target}' cannot be read as weights ({_first_line(error)}): it is "
+            f"damaged or holds other things than tensors; use a file that fit or save_ckpt wrote."
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(
+            f"checkpoint '{target}' holds a {type(state).__name__}, not a state dict: "
+            f"save net.state_dict() or use save_ckpt."
+        )
+    return {_bare_name(name): value for name, value in state.items()}
+
+
+def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load weights into the net, where it is; the net is unchanged when they do not fit.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its names or shapes are another net's; the
+            message names the keys.
+    """
+    state = read_weights(path)
+    own = net.state_dict()
+    names = {_bare_name(name): name for name in own}
+    complaints = []
+    missing = [name for name in names if name not in state]
+    unexpected = [name for name in state if name not in names]
+    mismatched = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[names[name]].shape)}"
+        for name in names
+        if name in state
+        and isinstance(own[names[name]], torch.Tensor)
+        and isinstance(state[name], torch.Tensor)
+        and state[name].shape != own[names[name]].shape
+    ]
+    if missing:
+        complaints.append(f"it lacks {_shorten(missing)}")
+    if unexpected:
+        complaints.append(f"it has unknown {_shorten(unexpected)}")
+    if mismatched:
+        complaints.append(f"it has {_shorten(mismatched)}")
+    if complaints:
+        raise CheckpointError(
+            f"checkpoint '{path}' was saved from another model: {'; '.join(complaints)}; "
+            f"build the net as it was when the checkpoint was written."
+        )
+    net.load_state_dict({names[name]: value for name, value in state.items()})
+
+
+def _to_safetensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> bytes:
+    from safetensors.torch import save
+
+    others = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise CheckpointError(
+            f"'{path}' cannot hold {_shorten(others)}, which are no tensors: "
+            f"pass a ckpt_path that does not end in .safetensors."
+        )
+    # clone: safetensors refuses tensors that share memory (tied weights), a copy of each is right
+    return bytes(
+        save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
+    )
+
+
+def _bare_name(name: str) -> str:
+    # torch.compile and DDP nest their prefixes inside the name too ("net._orig_mod.weight")
+    for prefix in WRAPPER_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name.replace("._orig_mod.", ".")
+
+
+def _shorten(names: list[str], limit: int = 4) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,166 @@
+"""The command line ``hotloop``.
+
+Exit codes: 0 done, 1 it could not be done (the message says why), 2 the arguments are wrong,
+130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="hotloop",
+    no_args_is_help=True,
+    add_completion=False,
+    help="Train PyTorch models at the speed of a loop tuned by hand.",
+    epilog="Start with: hotloop train --data digits --epochs 3 (needs no network).",
+)
+
+
+class Data(StrEnum):
+    """The data sets that ``hotloop train`` knows."""
+
+    FASHION_MNIST = "fashion-mnist"
+    MNIST = "mnist"
+    DIGITS = "digits"
+
+
+class MixedPrecision(StrEnum):
+    """The values of ``--mixed-precision``."""
+
+    NO = "no"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@app.callback()
+def _explain() -> None:
+    """Train PyTorch models at the speed of a loop tuned by hand."""
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Data, typer.Option(help="What to learn: 60,000 clothes, 60,000 or 1,797 digits.")
+    ] = Data.FASHION_MNIST,
+    epochs: Annotated[int, typer.Option(min=1, help="The most passes over the data.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 128,
+    lr: Annotated[float, typer.Option(min=0.0, help="Adam's learning rate.")] = 0.01,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Stop after this many epochs without a better val_acc.")
+    ] = 3,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 2,
+    mixed_precision: Annotated[
+        MixedPrecision, typer.Option(help="Compute in half precision where that is safe.")
+    ] = MixedPrecision.NO,
+    seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 42,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Bitwise the numbers of a plain loop.")
+    ] = False,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Where the data lies, or is to be put.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; runs/DATA-TIME when not given.")
+    ] = None,
+) -> None:
+    """Train a small convolutional net on real images, on the best device there is.
+
+    Writes history.csv, curves.png and weights.pt (a state dict) to the run folder. Ctrl-C stops
+    at the next step and keeps what there is.
+
+    Examples:
+
+      hotloop train --data fashion-mnist --epochs 3
+
+      hotloop train --data digits --epochs 20 --lr 0.003 --out runs/mine
+    """
+    from hotloop.experiments import image_classifier
+
+    splits = image_classifier.load_data(data.value, data_folder)
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    run_folder = out or Path("runs") / f"{data.value}-{stamp}"
+    typer.echo(
+        f"{data.value}: {len(splits.train):,} training and {len(splits.val):,} validation images"
+    )
+    history = image_classifier.train(
+        splits,
+        run_folder,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        num_workers=workers,
+        seed=seed,
+        mixed_precision=mixed_precision.value,
+        cpu=cpu,
+        exact=exact,
+    )
+    if not len(history):
+        raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
+    best = history.loc[history["val_acc"].idxmax()]
+    typer.echo(
+        f"best: val_acc {best['val_acc']:.4f} at epoch {int(best['epoch'])}; "
+        f"weights, history and curves are in {run_folder}"
+    )
+
+
+@app.command()
+def devices(
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Show the choice that cpu=True would make.")
+    ] = False,
+) -> None:
+    """List this machine's devices, and say which one hotloop would train on and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from hotloop.hardware import choose_device
+    from hotloop.hardware import devices as list_devices
+
+    table = Table(title="devices")
+    for column in ("device", "name", "memory", "free", "capability"):
+        table.add_column(column)
+    found = list_devices()
+    for info in found:
+        table.add_row(
+            info.device,
+            info.name,
+            _gibibytes(info.memory_bytes),
+            _gibibytes(info.free_bytes),
+            info.capability,
+        )
+    console = Console()
+    console.print(table)
+    num_accelerators = len(found) - 1
+    console.print(f"accelerators: {num_accelerators}")
+    console.print(f"hotloop would train on {choose_device(cpu)}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; a known error is one sentence and exit code 1."""
+    from hotloop.errors import HotloopError
+
+    try:
+        app(standalone_mode=True)
+    except HotloopError as error:
+        typer.echo(f"hotloop: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("hotloop: stopped by Ctrl-C", err=True)
+        sys.exit(130)
+
+
+def _gibibytes(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Anything that holds training data, as one iterable of batches on the device."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from hotloop.errors import DataError
+from hotloop.nested import describe, to_device
+
+DEFAULT_BATCH_SIZE = 32
+
+
+class BatchSource:
+    """Batches of one data set, moved to a device as they are read.
+
+    ``len`` and ``size`` exist only where the number of batches is known, as custom epoch runners
+    expect of a loader.
+
+    Attributes:
+        batches: the user's loader or iterable.
+        role: what the data is for, as the argument is called ("train_data").
+        num_batches: batches an epoch; None when unknown.
+        device: where batches go.
+    """
+
+    def __init__(self, batches: Iterable[Any], role: str, device: torch.device) -> None:
+        self.batches = batches
+        self.role = role
+        self.device = device
+        self.num_batches = _count_batches(batches)
+        self._iterator: Iterator[Any] | None = None
+        if self.num_batches == 0:
+            raise DataError(
+                f"{role} is empty: it has no batch ({_emptiness(batches)}); pass data with at "
+                f"least one batch."
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "size" and self.num_batches is not None:
+            return self.num_batches
+        # the loader's own attributes (dataset, batch_size, sampler) for custom runners
+        if name.startswith("_") or "batches" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def __len__(self) -> int:
+        if self.num_batches is None:
+            raise TypeError(f"{self.role} does not know its number of batches")
+        return self.num_batches
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield ``num_batches`` batches on the device, or all of them where it is unknown."""
+        for _, batch in self.iterate_with_host():
+            yield batch
+
+    def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
+        """Yield ``(batch as it was read, batch on the device)``.
+
+        Raises:
+            DataError: the samples of a batch do not stack, or there is no batch at all.
+        """
+        non_blocking = self.device.type != "cpu"
+        num_read = 0
+        for host_batch in itertools.islice(self._read(), self.num_batches):
+            num_read += 1
+            yield host_batch, to_device(host_batch, self.device, non_blocking=non_blocking)
+        if num_read == 0:
+            raise DataError(
+                f"{self.role} gave no batch: it is empty, or an iterator that was used up by an "
+                f"earlier epoch; pass something that can be iterated anew each epoch, a "
+                f"DataLoader or a list for instance."
+            )
+
+    def _read(self) -> Iterator[Any]:
+        num_read = 0
+        iterator = iter(self.batches)
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "stack expects each tensor to be equal size" in str(error):
+                    raise DataError(
+                        f"the samples of batch {num_read + 1} of {self.role} have different "
+                        f"shapes ({str(error).split(', but ')[-1]}): make all samples of a data "
+                        f"set the same shape, or pass a collate_fn that pads them."
+                    ) from error
+                raise
+            num_read += 1
+            yield batch
+
+
+def as_batches(
+    data: Any,
+    role: str,
+    device: torch.device,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+) -> BatchSource:
+    """Make a ``BatchSource`` of what a user passed.
+
+    Args:
+        data: a ``DataLoader``; any iterable of batches, whose number of batches is its ``size``,
+            else its ``len``, else unknown; a ``Dataset``; or a tuple of tensors or arrays of
+            equal length, ``(inputs, ..., labels)``. In arrays float64 becomes torch's default
+            dtype, as the net's weights have it.
+        role: the argument's name, for errors.
+        device: where batches go.
+        batch_size: samples a batch for a ``Dataset`` (needed) or arrays (32 when not given).
+        shuffle: for a ``Dataset`` or arrays: a new order each epoch, from torch's generator.
+
+    Raises:
+        DataError: ``data`` is none of these, is empty, or ``batch_size`` does not go with it.
+    """
+    if isinstance(data, BatchSource):
+        return data
+    if is_arrays(data):
+        dataset = _arrays_dataset(data, role)
+        loader = DataLoader(dataset, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=shuffle)
+        return BatchSource(loader, role, device)
+    if isinstance(data, Dataset) or (batch_size is not None and has_samples(data)):
+        if batch_size is None:
+            raise DataError(
+                f"{role} is a {type(data).__name__}, which has samples and not batches: "
+                f"pass batch_size=, or wrap it in a DataLoader."
+            )
+        in_order = isinstance(data, IterableDataset)
+        loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle and not in_order)
+        return BatchSource(loader, role, device)
+    if batch_size is not None:
+        raise DataError(
+            f"batch_size={batch_size} has no effect on {role}, a {type(data).__name__} that has "
+            f"batches already: leave batch_size out, or pass the Dataset itself."
+        )
+    if not isinstance(data, Iterable) or isinstance(data, (str, bytes, dict, torch.Tensor)):
+        raise DataError(
+            f"{role} is a {type(data).__name__}, which gives no batches: pass a DataLoader, an "
+            f"iterable of batches, a Dataset with batch_size=, or a tuple (inputs, labels)."
+        )
+    return BatchSource(data, role, device)
+
+
+def is_arrays(data: Any) -> bool:
+    """Tell whether ``data`` is a tuple or list of whole tensors or arrays."""
+    return (
+        isinstance(data, (tuple, list))
+        and 0 < len(data) < 16
+        and all(isinstance(part, torch.Tensor) or _is_array(part) for part in data)
+    )
+
+
+def to_tensor(array: Any, role: str) -> torch.Tensor:
+    """Make a tensor of a tensor, numpy array, pandas column or frame, keeping its dtype.
+
+    A float64 array becomes torch's default dtype: that is numpy's default, not a choice.
+    """
+    if isinstance(array, torch.Tensor):
+        return array
+    import numpy as np
+
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf":
+        raise DataError(
+            f"{role} holds an array of {values.dtype}, and tensors need numbers: encode it first."
+        )
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
+
+
+def _arrays_dataset(data: Any, role: str) -> TensorDataset:
+    tensors = [to_tensor(part, role) for part in data]
+    if any(tensor.dim() == 0 for tensor in tensors) or len({len(t) for t in tensors}) != 1:
+        raise DataError(
+            f"the arrays of {role} differ in length ({describe(tensors, role)}): "
+            f"pass arrays with one row for each sample."
+        )
+    return TensorDataset(*tensors)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and hasattr(value, "shape")
+
+
+def has_samples(data: Any) -> bool:
+    """Tell whether ``data`` can be read sample by sample, so that a batch size has a meaning.
+
+    That holds for a list of batches too: ``batch_size`` is what tells it from a list of samples.
+    """
+    if isinstance(data, (DataLoader, BatchSource)):
+        return False
+    return is_arrays(data) or isinstance(data, Dataset) or hasattr(data, "__getitem__")
+
+
+def _count_batches(batches: Iterable[Any]) -> int | None:
+    size = getattr(batches, "size", None)
+    if isinstance(size, int):
+        return size
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:  # no len, or a loader over an iterable data set without one
+        return None
+
+
+def _emptiness(batches: Any) -> str:
+    dataset = getattr(batches, "dataset", None)
+    if dataset is None:
+        return "its length is 0"
+    try:
+        num_samples = len(dataset)
+    except TypeError:
+        return "its length is 0"
+    batch_size = getattr(batches, "batch_size", None)
+    if num_samples and getattr(batches, "drop_last", False):
+        return f"{num_samples} samples make no full batch of {batch_size} and drop_last is set"
+    return f"its data set has {num_samples} samples"

@@ -1,0 +1,55 @@
+"""Data for prediction, and the batches' outputs as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from hotloop.data.adapt import DEFAULT_BATCH_SIZE, BatchSource, as_batches, to_tensor
+from hotloop.errors import DataError
+
+
+def prediction_batches(data: Any, device: torch.device, batch_size: int | None) -> BatchSource:
+    """Make batches of what ``predict`` was given.
+
+    Args:
+        data: one tensor, array or data frame of inputs, or anything ``as_batches`` takes.
+        device: where batches go.
+        batch_size: samples a batch, where ``data`` has samples.
+    """
+    if isinstance(data, torch.Tensor) or (hasattr(data, "__array__") and hasattr(data, "shape")):
+        inputs = TensorDataset(to_tensor(data, "data"))
+        loader = DataLoader(inputs, batch_size=batch_size or DEFAULT_BATCH_SIZE)
+        return BatchSource(loader, "data", device)
+    return as_batches(data, "data", device, batch_size)
+
+
+def concatenate(outputs: Sequence[Any]) -> Any:
+    """Join the outputs of batches along their first dimension, on the CPU.
+
+    Args:
+        outputs: of each batch a tensor ``(samples, ...)``, or a tuple, list or mapping of such.
+
+    Returns:
+        The same structure, with all samples.
+
+    Raises:
+        DataError: the outputs hold something else than tensors.
+    """
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        # a net that returns one number a batch has no samples to join along
+        return torch.cat(
+            [output.cpu() if output.dim() else output.cpu()[None] for output in outputs]
+        )
+    if isinstance(first, Mapping):
+        return {key: concatenate([output[key] for output in outputs]) for key in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(concatenate(parts) for parts in zip(*outputs, strict=True))
+    raise DataError(
+        f"the net returned a {type(first).__name__}, which predict cannot join over batches: "
+        f"return a tensor, or a tuple or dict of tensors."
+    )

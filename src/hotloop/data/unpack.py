@@ -1,0 +1,123 @@
+"""Read one batch: which part the net takes, and which part is the labels."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from hotloop.errors import DataError
+from hotloop.nested import describe
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+class Unpacker:
+    """Calls the net on the inputs of a batch, and finds its labels.
+
+    ``(inputs, ..., labels)``: the last part is the labels. A mapping: the labels stand under one
+    of ``LABEL_KEYS``; the rest are keyword arguments of the net, or, where the net takes one
+    positional argument that none of the keys names, the whole mapping is that argument. Without
+    a loss function the labels are passed on to the net, which then computes its loss itself
+    (Hugging Face's models do).
+    """
+
+    def __init__(self, net: nn.Module, net_computes_loss: bool) -> None:
+        self.net = net
+        self.net_computes_loss = net_computes_loss
+        self._parameters = forward_parameters(net)
+
+    def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Return ``(positional inputs, keyword inputs, labels)``; labels may be None.
+
+        Raises:
+            DataError: the batch is neither of the two forms.
+        """
+        if isinstance(batch, Mapping):
+            return self._split_mapping(batch)
+        if isinstance(batch, (tuple, list)):
+            if len(batch) >= 2:
+                return tuple(batch[:-1]), {}, batch[-1]
+            if len(batch) == 1 and self.net_computes_loss:
+                return (batch[0],), {}, None
+        elif self.net_computes_loss:
+            return (batch,), {}, None
+        raise DataError(
+            f"a batch has no labels ({describe(batch)}): give batches (inputs, labels) or a dict "
+            f"with one of the keys {', '.join(LABEL_KEYS)}, or override KerasModel.step to "
+            f"compute the loss yourself."
+        )
+
+    def inputs_only(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the net's inputs of a batch that may or may not carry labels (for predict).
+
+        A tuple with as many parts as the net's forward requires is all inputs; with one more,
+        the last is labels.
+        """
+        if isinstance(batch, Mapping):
+            positional, keywords, _ = self._split_mapping(batch, with_labels=False)
+            return positional, keywords
+        if isinstance(batch, (tuple, list)):
+            required = self._num_required()
+            if len(batch) == 1 or (required is not None and len(batch) <= required):
+                return tuple(batch), {}
+            return tuple(batch[:-1]), {}
+        return (batch,), {}
+
+    def _split_mapping(
+        self, batch: Mapping[Any, Any], with_labels: bool = True
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        label_key = next((key for key in LABEL_KEYS if key in batch), None)
+        if label_key is None and with_labels and not self.net_computes_loss:
+            raise DataError(
+                f"a batch has no labels (its keys are {', '.join(map(str, batch))}): name them "
+                f"one of {', '.join(LABEL_KEYS)}, or override KerasModel.step."
+            )
+        labels = batch[label_key] if label_key is not None else None
+        keep_labels = self.net_computes_loss and with_labels
+        inputs = {key: batch[key] for key in batch if keep_labels or key != label_key}
+        if self._takes_keywords(inputs):
+            return (), inputs, labels
+        if len(self._parameters) == 1:
+            return (next(iter(inputs.values())) if len(inputs) == 1 else inputs,), {}, labels
+        unknown = [str(key) for key in inputs if key not in self._parameters]
+        raise DataError(
+            f"the net's forward takes no {', '.join(unknown)} (it takes "
+            f"{', '.join(self._parameters)}): rename the keys of the batch, or override "
+            f"KerasModel.step."
+        )
+
+    def _takes_keywords(self, inputs: Mapping[Any, Any]) -> bool:
+        kinds = {parameter.kind for parameter in self._parameters.values()}
+        if inspect.Parameter.VAR_KEYWORD in kinds:
+            return all(isinstance(key, str) for key in inputs)
+        return all(key in self._parameters for key in inputs)
+
+    def _num_required(self) -> int | None:
+        parameters = self._parameters.values()
+        if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+            return None
+        return sum(p.default is inspect.Parameter.empty for p in parameters)
+
+
+def forward_parameters(net: nn.Module) -> dict[str, inspect.Parameter]:
+    """Return the parameters of the bare net's ``forward``, by name."""
+    bare = getattr(net, "_orig_mod", net)  # what torch.compile wraps
+    bare = getattr(bare, "module", bare) if type(bare).__name__.endswith("Parallel") else bare
+    return dict(inspect.signature(bare.forward).parameters)
+
+
+def predictions_of(output: Any) -> Any:
+    """Return the predictions of a net's output: its ``logits`` where it has them, else itself."""
+    if isinstance(output, Mapping):
+        return output["logits"] if "logits" in output else output
+    return getattr(output, "logits", output)
+
+
+def loss_of(output: Any) -> Any:
+    """Return the loss that a net put into its output, None where there is none."""
+    if isinstance(output, Mapping):
+        return output.get("loss")
+    return getattr(output, "loss", None)

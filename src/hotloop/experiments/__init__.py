@@ -1,0 +1,1 @@
+"""The jobs behind ``hotloop train`` and the benchmarks."""

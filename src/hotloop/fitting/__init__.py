@@ -1,0 +1,1 @@
+"""The training loop: settings, precision, one step, one epoch, one fit."""

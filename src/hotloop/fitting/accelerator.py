@@ -1,0 +1,251 @@
+"""What a step needs to know of its surroundings: device, precision, accumulation, processes.
+
+The names are Hugging Face Accelerate's, since custom step runners written for torchkeras call
+them on ``self.accelerator``. Nothing of that package is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.checkpoint.weights import bare_state_dict
+from hotloop.distributed.processes import (
+    is_main_process,
+    local_rank,
+    rank,
+    wait_for_all,
+    world_size,
+)
+from hotloop.fitting.precision import Precision, make_precision
+from hotloop.nested import to_device
+
+
+class Accelerator:
+    """The surroundings of a step.
+
+    Attributes:
+        device: where the net is.
+        mixed_precision: "no", "bf16" or "fp16".
+        precision: the autocast that goes with it.
+        scaler: the loss scaler under "fp16", else None.
+        gradient_accumulation_steps: batches that make one optimizer step.
+        sync_gradients: whether the running batch ends such a group.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        mixed_precision: str = "no",
+        gradient_accumulation_steps: int = 1,
+    ) -> None:
+        self.device = device
+        self.mixed_precision = mixed_precision or "no"
+        self.precision: Precision = make_precision(mixed_precision, device)
+        self.scaler = self.precision.make_scaler()
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.sync_gradients = True
+        self._num_accumulated = 0
+        self._unscaled: set[int] = set()
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that train together."""
+        return world_size()
+
+    @property
+    def process_index(self) -> int:
+        """This process's number among them."""
+        return rank()
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return is_main_process()
+
+    @property
+    def is_local_main_process(self) -> bool:
+        """Whether this process is the first of its machine."""
+        return local_rank() == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass and the loss."""
+        return self.precision.autocast()
+
+    @contextlib.contextmanager
+    def accumulate(self, *_models: nn.Module) -> Iterator[None]:
+        """Count one batch towards the next optimizer step."""
+        self.count_batch(last=False)
+        yield
+
+    def count_batch(self, last: bool) -> None:
+        """Count one batch; ``last`` batch of an epoch ends its group whatever its size."""
+        self._num_accumulated += 1
+        self.sync_gradients = last or self._num_accumulated >= self.gradient_accumulation_steps
+        if self.sync_gradients:
+            self._num_accumulated = 0
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Compute gradients of ``loss`` over the number of accumulation steps, scaled in fp16."""
+        if self.gradient_accumulation_steps > 1:
+            loss = loss / self.gradient_accumulation_steps
+        self.backward_unscaled(loss, **kwargs)
+
+    def backward_unscaled(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Compute gradients of ``loss`` as it is, with the loss scaler where there is one."""
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+
+    def clip_grad_norm_(
+        self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
+    ) -> torch.Tensor:
+        """Scale gradients so that their joint norm is at most ``max_norm``; return the norm."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type=norm_type)
+
+    def clip_grad_value_(self, parameters: Iterable[torch.Tensor], clip_value: float) -> None:
+        """Clamp every gradient value to ``[-clip_value, clip_value]``."""
+        nn.utils.clip_grad_value_(parameters, clip_value)
+
+    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the loss scale out of the gradients of ``optimizer``, once a step."""
+        if self.scaler is not None and id(optimizer) not in self._unscaled:
+            self._unscaled.add(id(optimizer))
+            self.scaler.unscale_(optimizer)
+
+    def optimizer_step(self, optimizer: Any) -> None:
+        """Step the optimizer, through the loss scaler where there is one."""
+        if self.scaler is None:
+            optimizer.step()
+            return
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self._unscaled.discard(id(optimizer))
+
+    def gather(self, tensor: Any) -> Any:
+        """Return the tensors of all processes along the first dimension; its own when alone."""
+        if world_size() == 1:
+            return tensor
+        shares = [torch.empty_like(tensor) for _ in range(world_size())]
+        torch.distributed.all_gather(shares, tensor.contiguous())
+        return torch.cat([share if share.dim() else share[None] for share in shares])
+
+    def gather_for_metrics(self, tensor: Any) -> Any:
+        """Return ``gather(tensor)``."""
+        return self.gather(tensor)
+
+    def reduce(self, tensor: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
+        """Return the sum or mean of a tensor over all processes."""
+        if world_size() == 1:
+            return tensor
+        summed = tensor.clone()
+        torch.distributed.all_reduce(summed)
+        return summed / world_size() if reduction == "mean" else summed
+
+    def prepare(self, *things: Any) -> Any:
+        """Move modules and tensors to the device; other things pass as they are."""
+        moved = tuple(
+            thing.to(self.device)
+            if isinstance(thing, nn.Module)
+            else to_device(thing, self.device)
+            if isinstance(thing, torch.Tensor)
+            else thing
+            for thing in things
+        )
+        return moved[0] if len(moved) == 1 else moved
+
+    def unwrap_model(self, model: nn.Module) -> nn.Module:
+        """Return the bare net behind DistributedDataParallel or ``torch.compile``."""
+        bare: Any = getattr(model, "_orig_mod", model)
+        if isinstance(bare, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            bare = bare.module
+        return bare  # type: ignore[no-any-return]
+
+    def get_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """Return the bare net's state dict."""
+        return bare_state_dict(model)
+
+    def save(self, obj: Any, path: str | os.PathLike[str]) -> None:
+        """Save an object with ``torch.save``, atomically, on the main process."""
+        from hotloop.checkpoint.files import write_atomically
+
+        if self.is_main_process:
+            write_atomically(path, lambda file: torch.save(obj, file))
+
+    def wait_for_everyone(self) -> None:
+        """Return once every process has come here."""
+        wait_for_all()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first process of each machine."""
+        if self.is_local_main_process:
+            print(*args, **kwargs)  # noqa: T201
+
+
+class GatedOptimizer(torch.optim.Optimizer):
+    """The user's optimizer for custom step runners under accumulation or a loss scaler.
+
+    They call ``step`` and ``zero_grad`` after every batch; those act only where a group of
+    batches ends, and ``step`` goes through the loss scaler. Everything else is the user's own.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+        # no super().__init__: this holds no parameters of its own
+        self._optimizer = optimizer
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_optimizer"], name)
+
+    @property
+    def param_groups(self) -> Any:  # type: ignore[override]
+        """The user's optimizer's own groups."""
+        return self._optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The user's optimizer's own state."""
+        return self._optimizer.state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the user's optimizer's state dict."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load into the user's optimizer."""
+        self._optimizer.load_state_dict(state_dict)
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        """Step where a group of batches ends."""
+        if self._accelerator.sync_gradients:
+            self._accelerator.optimizer_step(self._optimizer)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients where a group of batches ends."""
+        if self._accelerator.sync_gradients:
+            self._optimizer.zero_grad(set_to_none=set_to_none)
+
+    def __repr__(self) -> str:
+        return repr(self._optimizer)
+
+
+class GatedScheduler:
+    """The user's scheduler for custom step runners: steps only where a group of batches ends."""
+
+    def __init__(self, scheduler: Any, accelerator: Accelerator) -> None:
+        self._scheduler = scheduler
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_scheduler"], name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Step where a group of batches ends."""
+        if self._accelerator.sync_gradients:
+            self._scheduler.step(*args, **kwargs)

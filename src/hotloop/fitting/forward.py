@@ -1,0 +1,131 @@
+"""Forward and loss of one batch, with errors that name what was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.data.unpack import Unpacker, loss_of, predictions_of
+from hotloop.errors import DataError, HotloopError
+from hotloop.fitting.diagnose import LabelRange, explain_forward_error, explain_loss_error
+from hotloop.fitting.precision import to_full_precision
+from hotloop.nested import describe
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one forward pass gives.
+
+    Attributes:
+        loss: 0 dimensions, with a graph in training.
+        preds: predictions for the metrics; None to leave the metrics out.
+        labels: labels for the metrics.
+        extra: further values to average over the epoch, by name without the stage.
+    """
+
+    loss: torch.Tensor
+    preds: Any = None
+    labels: Any = None
+    extra: Mapping[str, torch.Tensor | float] | None = None
+
+
+class Forward:
+    """Computes predictions and loss of batches.
+
+    Attributes:
+        label_range: the check of class indices, offered the host's labels by the loop.
+    """
+
+    def __init__(self, net: nn.Module, loss_fn: Any) -> None:
+        self.net, self.loss_fn = net, loss_fn
+        self.label_range = LabelRange(loss_fn)
+        self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
+        self._first_batch = ""  # what the first batch looked like, to name what changed
+
+    def __call__(self, batch: Any) -> StepOutput:
+        """Return loss, predictions and labels of a batch.
+
+        Raises:
+            DataError: the batch has no labels, or the net no loss.
+            ShapeError: the net or the loss refuses the batch; names the layer and the shapes.
+            LabelError: a class index is out of range.
+        """
+        self._first_batch = self._first_batch or describe(batch)
+        args, kwargs, labels = self._unpacker.split(batch)
+        try:
+            output = self.net(*args, **kwargs)
+        except HotloopError:
+            raise
+        except Exception as error:
+            explained = explain_forward_error(error, self.net, args, kwargs, self._first_batch)
+            if explained is None:
+                raise
+            raise explained from error
+        preds = to_full_precision(predictions_of(output))
+        return StepOutput(self._loss(output, preds, labels), preds, labels)
+
+    def _loss(self, output: Any, preds: Any, labels: Any) -> torch.Tensor:
+        if self.loss_fn is None:
+            return _own_loss(output)
+        self.label_range.check(preds)
+        try:
+            loss: torch.Tensor = self.loss_fn(preds, labels)
+        except HotloopError:
+            raise
+        except Exception as error:
+            explained = explain_loss_error(error, self.loss_fn, preds, labels)
+            if explained is None:
+                raise
+            raise explained from error
+        if loss.dim():
+            raise DataError(
+                f"loss_fn returned {describe(loss, 'loss')} and not one number: take its mean, "
+                f"for instance with reduction='mean'."
+            )
+        return loss
+
+
+def as_step_output(result: Any) -> StepOutput:
+    """Read what a user's ``step`` returned.
+
+    Args:
+        result: a ``StepOutput``, the loss alone, ``(loss, preds, labels)``, or a dict with
+            "loss" and, as they like, "preds" and "labels"; further entries are averaged.
+
+    Raises:
+        DataError: none of these, or the loss is no tensor of one value.
+    """
+    if isinstance(result, StepOutput):
+        output = result
+    elif isinstance(result, torch.Tensor):
+        output = StepOutput(result)
+    elif isinstance(result, tuple) and len(result) == 3:
+        output = StepOutput(*result)
+    elif isinstance(result, Mapping) and "loss" in result:
+        extra = {k: v for k, v in result.items() if k not in ("loss", "preds", "labels")}
+        output = StepOutput(result["loss"], result.get("preds"), result.get("labels"), extra)
+    else:
+        raise DataError(
+            f"step returned a {type(result).__name__}: return the loss, (loss, preds, labels), "
+            f"or a dict with 'loss'."
+        )
+    if not isinstance(output.loss, torch.Tensor) or output.loss.dim():
+        raise DataError(
+            f"step returned {describe(output.loss, 'loss')}: return a loss of 0 dimensions, for "
+            f"instance its mean over the batch."
+        )
+    return output
+
+
+def _own_loss(output: Any) -> torch.Tensor:
+    loss = loss_of(output)
+    if loss is None:
+        raise DataError(
+            f"loss_fn is None and the net's output ({type(output).__name__}) carries no loss: "
+            f"pass loss_fn, or batches with the labels from which the net computes its loss."
+        )
+    return loss  # type: ignore[no-any-return]

@@ -1,0 +1,196 @@
+"""One epoch: batches in, a step each, counts and averages out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hotloop.callbacks.progress import Progress
+from hotloop.data.adapt import BatchSource
+from hotloop.errors import NonFiniteError
+from hotloop.fitting.diagnose import explain_non_finite
+from hotloop.fitting.interrupt import Interrupt
+from hotloop.fitting.readback import Readback
+from hotloop.fitting.step import StepRunner
+from hotloop.metrics.accumulate import (
+    LossLog,
+    compute_metrics,
+    first_non_finite,
+    has_cheap_compute,
+    named_metrics,
+    reset_metrics,
+    to_host,
+    weighted_mean,
+)
+from hotloop.nested import count_samples
+
+
+@dataclass(frozen=True)
+class EpochOptions:
+    """What ``fit`` adds to an epoch beyond torchkeras' arguments.
+
+    Attributes:
+        progress: what the user sees.
+        interrupt: how the user stops.
+        epoch: counted from 1; 0 outside ``fit``.
+    """
+
+    progress: Progress = field(default_factory=Progress)
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    epoch: int = 0
+
+
+class EpochRunner:
+    """Runs all batches of one stage through a step runner.
+
+    Users may replace it (``KerasModel.EpochRunner = MyRunner``); the constructor's arguments and
+    the form of the result are torchkeras'.
+    """
+
+    def __init__(self, step_runner: Any, quiet: bool = False) -> None:
+        self.step_runner = step_runner
+        self.stage = step_runner.stage
+        self.accelerator = step_runner.accelerator
+        self.net = step_runner.net
+        self.quiet = quiet
+        self.options = EpochOptions()
+        self._logs: dict[str, LossLog] = {}
+
+    def __call__(self, dataloader: BatchSource) -> dict[str, Any]:
+        """Run the epoch.
+
+        Args:
+            dataloader: the batches, moved to the device as they are read.
+
+        Returns:
+            Averages over samples of what the steps returned as losses, the last values of what
+            they returned as metrics, and the metric objects' values over the epoch; names carry
+            the stage before them.
+        """
+        step_runner, progress = self.step_runner, self.options.progress
+        metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
+        display = _Display(self.stage, progress, metrics, self._logs)
+        progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
+        reset_metrics(metrics)
+        step_values: dict[str, Any] = {}
+        for step, batch in enumerate(self._batches(dataloader), start=1):
+            if self.stage == "train":
+                self.accelerator.count_batch(last=step == dataloader.num_batches)
+            losses, step_values = step_runner(batch)
+            num_samples = count_samples(batch)
+            for name, value in losses.items():
+                self._log(name).append(value, num_samples)
+            display.step(num_samples, step_values)
+            self.options.interrupt.check()
+        self._finish_open_group()
+        values = {name: log.mean() for name, log in self._logs.items()}
+        self._check_finite()
+        # torchkeras' order of columns: losses, metrics, then lr
+        values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
+        values.update(compute_metrics(metrics, self.stage))
+        reset_metrics(metrics)
+        if "lr" in step_values:
+            values["lr"] = to_host(step_values["lr"])
+        progress.end_stage(values)
+        return values
+
+    def _batches(self, dataloader: BatchSource) -> Iterator[Any]:
+        """Yield batches; Ctrl-C while one is being read ends the epoch at once."""
+        pairs = iter(dataloader.iterate_with_host())
+        on_accelerator = dataloader.device.type != "cpu"
+        standard = isinstance(self.step_runner, StepRunner)
+        while True:
+            pair = self.options.interrupt.next_from(pairs)
+            if pair is None:
+                return
+            if on_accelerator and standard:
+                self.step_runner.compute_loss.label_range.offer(pair[0])
+            yield pair[1]
+
+    def _log(self, name: str) -> LossLog:
+        if name not in self._logs:
+            self._logs[name] = LossLog()
+        return self._logs[name]
+
+    def _finish_open_group(self) -> None:
+        """Step on what is accumulated, where the epoch's length was not known beforehand."""
+        if self.stage == "train" and not self.accelerator.sync_gradients:
+            self.accelerator.count_batch(last=True)
+            optimizer = getattr(self.step_runner, "optimizer", None)
+            if optimizer is None:
+                return
+            if isinstance(self.step_runner, StepRunner):
+                self.step_runner.finish_group()
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+
+    def _check_finite(self) -> None:
+        """Refuse an epoch whose training loss went NaN on a device (a CPU's is seen at once)."""
+        log = self._logs.get("train_loss")
+        if log is None or getattr(self.accelerator, "scaler", None) is not None:
+            return
+        losses = log.values()
+        bad = first_non_finite(losses)
+        if bad is not None:
+            step, epoch = bad + 1, self.options.epoch
+            text = explain_non_finite(losses[bad], self.net, None, step, epoch)
+            raise NonFiniteError(text, step=step, epoch=epoch)
+
+
+class _Display:
+    """Feeds the bar: running values, at most as often as it asks, without waiting."""
+
+    def __init__(
+        self, stage: str, progress: Progress, metrics: torch.nn.Module, logs: dict[str, LossLog]
+    ) -> None:
+        self.prefix = f"{stage}_"
+        self.progress = progress
+        self.metrics = metrics
+        self.logs = logs
+        self._readback = Readback()
+        self._names: list[str] = []
+
+    def step(self, num_samples: int, step_values: Mapping[str, Any]) -> None:
+        """Count a step; redraw where it is due."""
+        due = self.progress.advance(num_samples)
+        if self._readback.in_flight:
+            values = self._readback.take()
+            if values is not None:
+                self.progress.show(dict(zip(self._names, values, strict=True)))
+        elif due:
+            self._show(step_values)
+
+    def _show(self, step_values: Mapping[str, Any]) -> None:
+        values = {name.removeprefix(self.prefix): v for name, v in self._running(step_values)}
+        pending = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor) and value.device.type != "cpu"
+        }
+        if not pending:
+            self.progress.show({name: to_host(value) for name, value in values.items()})
+            return
+        self._names = list(pending)
+        self._readback.start(torch.stack([value.float() for value in pending.values()]))
+
+    def _running(self, step_values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for name, log in self.logs.items():
+            pending = log.pending()
+            yield name, pending.mean() if pending is not None else running_mean(log)
+        for name, metric in named_metrics(self.metrics):
+            if has_cheap_compute(metric):
+                value = metric.compute()
+                if isinstance(value, torch.Tensor) and value.numel() == 1:
+                    yield name, value.detach().reshape(())
+        for name, value in step_values.items():
+            if name != "lr":
+                yield name, value
+
+
+def running_mean(log: LossLog, window: int = 1024) -> float:
+    """Return the average over the last steps, for the bar."""
+    return weighted_mean(log.values()[-window:], log.num_samples[-window:])

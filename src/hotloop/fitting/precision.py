@@ -1,0 +1,48 @@
+"""Mixed precision: the autocast dtype and the loss scaler of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the forward pass and the loss are computed.
+
+    Attributes:
+        device_type: the type of the training device.
+        dtype: what autocast casts to; None for the net's own dtype.
+    """
+
+    device_type: str
+    dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of the forward pass and the loss."""
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def make_scaler(self) -> torch.amp.GradScaler | None:
+        """Return a loss scaler where gradients can underflow (float16), else None."""
+        if self.dtype is not torch.float16:
+            return None
+        return torch.amp.GradScaler(self.device_type)
+
+
+def make_precision(name: str | None, device: torch.device) -> Precision:
+    """Return the precision called ``name`` ("no", "bf16" or "fp16") for ``device``."""
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return Precision(device.type, dtypes.get(name or "no"))
+
+
+def to_full_precision(output: Any) -> Any:
+    """Return a half-precision tensor as float32, for the loss and the metrics; others as is."""
+    if isinstance(output, torch.Tensor) and output.dtype in (torch.float16, torch.bfloat16):
+        return output.float()
+    return output

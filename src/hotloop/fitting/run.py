@@ -1,0 +1,270 @@
+"""One fit: build and check everything, then train, validate, keep the best, stop in time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hotloop.callbacks.progress import Progress
+from hotloop.checkpoint.best import BestWeights
+from hotloop.checkpoint.files import check_writable
+from hotloop.data.adapt import BatchSource
+from hotloop.distributed.processes import is_main_process, wait_for_all
+from hotloop.errors import MonitorError, SettingsError
+from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
+from hotloop.fitting.early_stopping import EarlyStopping
+from hotloop.fitting.interrupt import Interrupt
+from hotloop.fitting.loop import EpochOptions, EpochRunner
+from hotloop.fitting.optimizers import (
+    check_optimizer,
+    check_scheduler,
+    current_lr,
+    follows_score,
+    move_optimizer_state,
+)
+from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.metrics.accumulate import metric_names, to_host
+
+
+class Trainable(Protocol):
+    """What a run needs of the model that it trains."""
+
+    net: nn.Module
+    loss_fn: Any
+    metrics_dict: nn.Module
+    optimizer: Any
+    lr_scheduler: Any
+    kwargs: dict[str, Any]
+    history: dict[str, list[Any]]
+    accelerator: Any
+    StepRunner: type[Any]
+    EpochRunner: type[Any]
+
+    def save_ckpt(self, ckpt_path: Any = None) -> None:
+        """Save the weights."""
+
+    def load_ckpt(self, ckpt_path: Any = None) -> None:
+        """Load the weights."""
+
+
+class FitRun:
+    """Everything of one ``fit``, built and checked before the first step.
+
+    Raises:
+        HotloopError: a setting, the optimizer, the checkpoint path or the monitored name cannot
+            work; nothing has been changed then but the devices of net, loss and metrics.
+    """
+
+    def __init__(
+        self,
+        model: Trainable,
+        settings: FitSettings,
+        sources: tuple[BatchSource, BatchSource | None],
+        progress: Progress,
+        compute: Any = None,
+        quiet: bool = False,
+    ) -> None:
+        self.model, self.settings, self.progress = model, settings, progress
+        self.train_source, self.val_source = sources
+        self.compute, self.quiet = compute, quiet
+        self.device = self.train_source.device
+        self.monitor = self._choose_monitor()
+        check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
+        check_scheduler(model.lr_scheduler, model.optimizer)
+        self._check_custom_step()
+        self._check_monitor_is_known()
+        if is_main_process():
+            check_writable(settings.ckpt_path)
+        self.accelerator = Accelerator(
+            self.device, settings.mixed_precision, settings.gradient_accumulation_steps
+        )
+        place(model, self.device)
+        move_optimizer_state(model.optimizer, self.device)
+        self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
+        self.stopping = EarlyStopping(settings.mode, settings.patience)
+        self.best = BestWeights(settings.ckpt_path, model.save_ckpt, model.load_ckpt)
+        self.interrupt = Interrupt()
+
+    def run(self, callbacks: Sequence[Any]) -> None:
+        """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
+        epochs = self.settings.epochs
+        self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
+        with self.interrupt.listen():
+            try:
+                for epoch in range(1, epochs + 1):
+                    self._run_epoch(epoch, callbacks)
+                    if self.stopping.should_stop and epoch < epochs:
+                        self.progress.message(
+                            f"early stopping: {self.monitor} did not improve in "
+                            f"{self.settings.patience} epochs"
+                        )
+                        break
+            except KeyboardInterrupt:
+                self.progress.message(self._say_interrupted())
+        wait_for_all()
+        self.best.restore()
+        self.model.net.eval()
+
+    def _run_epoch(self, epoch: int, callbacks: Sequence[Any]) -> None:
+        model, history = self.model, self.model.history
+        row: dict[str, Any] = {"epoch": epoch}
+        row.update(self._run_stage("train", self.train_source, epoch))
+        row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
+        _add_values(history, row)
+        call_hooks(callbacks, "on_train_epoch_end", model)
+        if self.val_source is not None:
+            values = self._run_stage("val", self.val_source, epoch)
+            _add_values(history, values)
+            row.update(values)
+        # before the callbacks: what they raise must not lose the epoch's weights
+        is_best = self.stopping.update(self._score(row))
+        if is_best:
+            if is_main_process():
+                self.best.keep()
+            self.best.saved = True
+        self._step_scheduler(row)
+        call_hooks(callbacks, "on_validation_epoch_end", model)
+        self.progress.end_epoch(row, is_best)
+
+    def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
+        runner = self._make_step_runner(stage, epoch)
+        epoch_runner = self.model.EpochRunner(runner, self.quiet)
+        if isinstance(epoch_runner, EpochRunner):
+            epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch)
+        with torch.set_grad_enabled(stage == "train"):
+            values = epoch_runner(source)
+        return {name: to_host(value) for name, value in values.items()}
+
+    def _make_step_runner(self, stage: str, epoch: int) -> Any:
+        model, settings = self.model, self.settings
+        training = stage == "train"
+        optimizer, scheduler = model.optimizer, model.lr_scheduler
+        per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
+        standard = issubclass(model.StepRunner, StepRunner) and not _overridescall_hooks(model)
+        gated = settings.gradient_accumulation_steps > 1 or self.accelerator.scaler is not None
+        if gated and not standard:
+            optimizer = GatedOptimizer(optimizer, self.accelerator)
+            scheduler = scheduler and GatedScheduler(scheduler, self.accelerator)
+        stage_arguments = (
+            {"optimizer": optimizer, "lr_scheduler": scheduler if per_step else None}
+            if training
+            else {}
+        )
+        runner = model.StepRunner(
+            net=model.net,
+            loss_fn=model.loss_fn,
+            accelerator=self.accelerator,
+            stage=stage,
+            metrics_dict=self.metrics[stage],
+            **stage_arguments,
+            **model.kwargs,
+        )
+        if isinstance(runner, StepRunner):
+            runner.options = StepOptions(self.compute, settings.clip_grad_norm, per_step, epoch)
+        return runner
+
+    def _step_scheduler(self, row: dict[str, Any]) -> None:
+        scheduler = self.model.lr_scheduler
+        if follows_score(scheduler):
+            scheduler.step(row[self.monitor])
+        elif scheduler is not None and self.settings.scheduler_interval == "epoch":
+            scheduler.step()
+
+    def _score(self, row: dict[str, Any]) -> float:
+        if self.monitor not in row:
+            raise MonitorError(_unknown_monitor(self.monitor, list(row)))
+        score = row[self.monitor]
+        if not isinstance(score, (int, float)):
+            raise MonitorError(
+                f"monitor='{self.monitor}' has several values an epoch "
+                f"({type(score).__name__}): monitor a column with one number."
+            )
+        return float(score)
+
+    def _choose_monitor(self) -> str:
+        monitor = self.settings.monitor
+        if self.val_source is not None or not monitor.startswith("val_"):
+            return str(monitor)
+        if isinstance(monitor, type(DEFAULT_MONITOR)):
+            return "train_loss"
+        raise MonitorError(
+            f"monitor='{monitor}' needs validation data and val_data is None: pass val_data, or "
+            f"monitor='train_{monitor.removeprefix('val_')}'."
+        )
+
+    def _check_custom_step(self) -> None:
+        if self.settings.clip_grad_norm is not None and _overridescall_hooks(self.model):
+            raise SettingsError(
+                f"clip_grad_norm={self.settings.clip_grad_norm} has no effect on your own "
+                f"StepRunner: call self.accelerator.clip_grad_norm_ in it, or leave it out."
+            )
+
+    def _check_monitor_is_known(self) -> None:
+        """Find a wrong name before training, where the columns are known before it."""
+        standard = self.model.EpochRunner is EpochRunner and not _overridescall_hooks(self.model)
+        names = metric_names(self.model.metrics_dict)
+        if not standard or names is None or self.compute is not None:
+            return
+        columns = ["epoch", *(f"train_{name}" for name in ("loss", *names)), "lr"]
+        if self.val_source is not None:
+            columns += [f"val_{name}" for name in ("loss", *names)]
+        if self.monitor not in columns:
+            raise MonitorError(_unknown_monitor(self.monitor, columns))
+
+    def _say_interrupted(self) -> str:
+        finished = len(self.model.history.get(self.monitor, []))
+        kept = (
+            f"the best weights ({self.monitor} of epoch {self.stopping.best_epoch}) are loaded"
+            if self.best.saved
+            else "the net keeps the weights it has"
+        )
+        return f"stopped by Ctrl-C: {finished} finished epochs are in the history, {kept}"
+
+
+def place(model: Trainable, device: torch.device) -> None:
+    """Move net, loss, metrics and the extra arguments of step runners to ``device``."""
+    model.net.to(device)
+    model.metrics_dict.to(device)
+    if isinstance(model.loss_fn, nn.Module):
+        model.loss_fn.to(device)
+    for name, value in model.kwargs.items():
+        if isinstance(value, (nn.Module, torch.Tensor)):
+            model.kwargs[name] = value.to(device)
+
+
+def _overridescall_hooks(model: Trainable) -> bool:
+    """Tell whether the step is the user's own code, of which nothing is known."""
+    runner = model.StepRunner
+    if not issubclass(runner, StepRunner):
+        return True
+    return runner.__call__ is not StepRunner.__call__ or runner.optimize is not StepRunner.optimize
+
+
+def _add_values(history: dict[str, list[Any]], values: dict[str, Any]) -> None:
+    num_rows = max(len(history.get("epoch", [])), 1)
+    for name, value in values.items():
+        column = history.setdefault(name, [])
+        if name != "epoch":
+            # a column that some epochs lack keeps its rows in step with the others
+            column.extend([float("nan")] * (num_rows - 1 - len(column)))
+        column.append(value)
+
+
+def call_hooks(callbacks: Sequence[Any], hook: str, model: Any) -> None:
+    """Call a hook of every callback that has it."""
+    for callback in callbacks:
+        method = getattr(callback, hook, None)
+        if method is not None:
+            method(model=model)
+
+
+def _unknown_monitor(monitor: str, columns: list[str]) -> str:
+    return (
+        f"monitor='{monitor}' is not in the history, which has {', '.join(columns)}: "
+        f"pass one of these."
+    )

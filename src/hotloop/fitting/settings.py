@@ -1,0 +1,82 @@
+"""The arguments of ``fit``, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hotloop.errors import SettingsError
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+class _DefaultMonitor(str):
+    """The default of ``monitor``: known from a user's own "val_loss" by its type."""
+
+    __slots__ = ()
+
+
+DEFAULT_MONITOR = _DefaultMonitor("val_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What ``fit`` was asked for; every value is checked before anything is built.
+
+    See ``KerasModel.fit`` for the meaning of each.
+
+    Raises:
+        SettingsError: a value that cannot be used.
+    """
+
+    epochs: int = 10
+    ckpt_path: str | os.PathLike[str] = "checkpoint"
+    patience: int = 5
+    monitor: str = DEFAULT_MONITOR
+    mode: str = "min"
+    mixed_precision: str = "no"
+    cpu: bool = False
+    gradient_accumulation_steps: int = 1
+    batch_size: int | None = None
+    clip_grad_norm: float | None = None
+    scheduler_interval: Literal["step", "epoch"] = "step"
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, ("min", "max"))
+        precision = "no" if self.mixed_precision is None else self.mixed_precision
+        _check_choice("mixed_precision", precision, PRECISIONS)
+        _check_choice("scheduler_interval", self.scheduler_interval, ("step", "epoch"))
+        for name in ("epochs", "patience", "gradient_accumulation_steps"):
+            _check_count(name, getattr(self, name))
+        if self.batch_size is not None:
+            _check_count("batch_size", self.batch_size)
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise SettingsError(
+                f"monitor={self.monitor!r} is no name: pass a column of the history, "
+                f"for instance monitor='val_loss'."
+            )
+        norm = self.clip_grad_norm
+        if norm is not None and not (isinstance(norm, (int, float)) and 0 < norm < math.inf):
+            raise SettingsError(
+                f"clip_grad_norm={norm!r} is no positive number: pass the largest norm that "
+                f"gradients may have, for instance 1.0, or None for no clipping."
+            )
+        if not isinstance(self.ckpt_path, (str, os.PathLike)) or not os.fspath(self.ckpt_path):
+            raise SettingsError(
+                f"ckpt_path={self.ckpt_path!r} is no path: pass the name of the file that will "
+                f"hold the best weights, for instance 'checkpoint'."
+            )
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listed = " or ".join(repr(choice) for choice in choices)
+        raise SettingsError(f"{name}={value!r} is not known: pass {listed}.")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"{name}={value!r} is no count: pass a whole number from 1 up.")

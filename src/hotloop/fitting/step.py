@@ -1,0 +1,152 @@
+"""One step: forward, loss, backward, optimizer, metrics. The eager truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.errors import NonFiniteError
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.diagnose import explain_non_finite
+from hotloop.fitting.forward import Forward, StepOutput, as_step_output
+from hotloop.metrics.accumulate import check_metrics, update_metrics
+from hotloop.nested import count_samples
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What ``fit`` adds to a step beyond torchkeras' arguments.
+
+    Attributes:
+        compute: replaces forward and loss (``KerasModel.step`` when a user overrides it).
+        clip_grad_norm: the largest joint norm of the gradients; None for no clipping.
+        scheduler_per_step: whether the scheduler steps with the optimizer.
+        epoch: counted from 1, for errors.
+    """
+
+    compute: Callable[[Any], Any] | None = None
+    clip_grad_norm: float | None = None
+    scheduler_per_step: bool = True
+    epoch: int = 0
+
+
+class StepRunner:
+    """Runs one batch of one stage.
+
+    Users may replace it (``KerasModel.StepRunner = MyRunner``, or ``StepRunner=`` to the model's
+    constructor): the constructor's arguments and the form of the result are torchkeras'. A
+    result's values may be floats or tensors of 0 dimensions; tensors cost no wait.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss_fn: Any,
+        accelerator: Accelerator | None = None,
+        stage: str = "train",
+        metrics_dict: nn.Module | Mapping[str, nn.Module] | None = None,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.net, self.loss_fn, self.stage = net, loss_fn, stage
+        self.metrics_dict = check_metrics(metrics_dict)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.accelerator = accelerator or Accelerator(torch.device("cpu"))
+        self.kwargs = kwargs
+        self.options = StepOptions()
+        self.compute_loss = Forward(net, loss_fn)
+        self._num_steps = 0
+        self._group_samples = self._first_samples = 0
+        self.net.train(stage == "train")
+
+    def __call__(self, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Run one batch.
+
+        Args:
+            batch: on the device, ``(inputs, ..., labels)`` or a mapping.
+
+        Returns:
+            ``(losses, metrics)``: values by name with the stage before it. Losses are averaged
+            over the epoch's samples; the metric objects keep their own state.
+        """
+        self._num_steps += 1
+        output = self.forward(batch)
+        loss = self._read_on_host(output.loss, batch)
+        if self.stage == "train" and self.optimizer is not None:
+            self.optimize(output.loss, count_samples(batch))
+        if output.preds is not None and len(self.metrics_dict):
+            with torch.no_grad():
+                update_metrics(self.metrics_dict, _detach(output.preds), output.labels)
+        losses: dict[str, Any] = {f"{self.stage}_loss": loss}
+        for name, value in (output.extra or {}).items():
+            losses[f"{self.stage}_{name}"] = _detach(value)
+        return losses, {}
+
+    def forward(self, batch: Any) -> StepOutput:
+        """Compute predictions and loss of a batch, under the run's precision."""
+        with self.accelerator.autocast():
+            if self.options.compute is not None:
+                return as_step_output(self.options.compute(batch))
+            return self.compute_loss(batch)
+
+    def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
+        """Add the gradients of ``loss``, and step the optimizer where a group of batches ends.
+
+        A group's gradient is that of the mean loss over all its samples, whatever the sizes of
+        its batches: each batch's gradients are weighted by its samples over the first batch's,
+        and divided by the weights' sum at the end.
+        """
+        accelerator = self.accelerator
+        if accelerator.gradient_accumulation_steps > 1:
+            self._first_samples = self._first_samples or num_samples
+            self._group_samples += num_samples
+            if num_samples != self._first_samples:
+                loss = loss * (num_samples / self._first_samples)
+        accelerator.backward_unscaled(loss)
+        if accelerator.sync_gradients:
+            self.finish_group()
+            self.optimizer.zero_grad()
+
+    def finish_group(self) -> None:
+        """Step optimizer and scheduler on the gradients accumulated since the last step."""
+        accelerator, optimizer = self.accelerator, self.optimizer
+        clip = self.options.clip_grad_norm
+        if clip is not None:
+            accelerator.unscale_gradients(optimizer)
+        if self._group_samples > self._first_samples:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            torch._foreach_div_(
+                [grad for grad in grads if grad is not None],
+                self._group_samples / self._first_samples,
+            )
+        self._group_samples = self._first_samples = 0
+        if clip is not None:
+            accelerator.clip_grad_norm_(self.net.parameters(), clip)
+        accelerator.optimizer_step(optimizer)
+        if self.lr_scheduler is not None and self.options.scheduler_per_step:
+            self.lr_scheduler.step()
+
+    def _read_on_host(self, loss: torch.Tensor, batch: Any) -> torch.Tensor | float:
+        """Return a CPU loss as a number, where reading it waits for nothing; else the tensor.
+
+        In training a NaN or infinite loss is refused here, before it reaches the weights. A run
+        with a loss scaler goes on: the scaler drops such a step by itself.
+        """
+        if loss.device.type != "cpu":
+            return loss.detach()
+        value: float = loss.item()
+        if self.stage == "train" and not math.isfinite(value) and self.accelerator.scaler is None:
+            step, epoch = self._num_steps, self.options.epoch
+            text = explain_non_finite(value, self.net, batch, step, epoch)
+            raise NonFiniteError(text, step=step, epoch=epoch)
+        return value
+
+
+def _detach(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value

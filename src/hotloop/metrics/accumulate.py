@@ -1,0 +1,214 @@
+"""Epoch averages without waiting on the device, and the state of metric objects."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.errors import MetricError
+from hotloop.nested import describe
+
+_CHUNK = 1024  # step losses a device buffer holds; 4 KiB, read in one copy
+
+
+class LossLog:
+    """The losses of one epoch's steps, and their average over samples.
+
+    The average weights each batch's loss with its number of samples, so that a short last batch
+    counts for what it holds: ``sum(n_i * loss_i) / sum(n_i)``, summed in float64 in step order,
+    which is bitwise what a loop with ``total += loss.item() * n`` computes.
+
+    On a CPU a loss is read at once (nothing is pending there); on an accelerator it is copied
+    into a buffer on the device, and read in one go when somebody asks for ``values``.
+    """
+
+    def __init__(self) -> None:
+        self.num_samples: list[int] = []
+        self._host: list[float] = []
+        self._chunks: list[torch.Tensor] = []
+        self._num_pending = 0
+
+    def __len__(self) -> int:
+        return len(self.num_samples)
+
+    def append(self, loss: torch.Tensor | float, num_samples: int) -> None:
+        """Add one step's loss (0 dimensions, any float dtype) over ``num_samples`` samples."""
+        self.num_samples.append(num_samples)
+        if not isinstance(loss, torch.Tensor):
+            self._host.append(float(loss))
+        elif loss.device.type == "cpu":
+            self._host.append(loss.item())
+        else:
+            self._append_pending(loss.detach())
+
+    def values(self) -> list[float]:
+        """Return the loss of every step so far; on an accelerator this waits for them."""
+        if self._num_pending:
+            # sync: one copy for up to 1024 steps, at a boundary the caller chose
+            pending = torch.cat(self._chunks)[: self._num_pending]
+            return self._host + [float(value) for value in pending.tolist()]
+        return self._host
+
+    def mean(self) -> float:
+        """Return the average over samples so far; NaN before the first step."""
+        return weighted_mean(self.values(), self.num_samples)
+
+    def pending(self) -> torch.Tensor | None:
+        """Return the device buffer's filled part of the newest chunk, for a copy behind the host."""
+        if not self._num_pending:
+            return None
+        used = (self._num_pending - 1) % _CHUNK + 1
+        return self._chunks[-1][:used]
+
+    def _append_pending(self, loss: torch.Tensor) -> None:
+        index = self._num_pending % _CHUNK
+        if index == 0:
+            dtype = torch.float64 if loss.dtype == torch.float64 else torch.float32
+            self._chunks.append(torch.empty(_CHUNK, dtype=dtype, device=loss.device))
+        self._chunks[-1][index].copy_(loss)
+        self._num_pending += 1
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    """Return ``sum(w_i * v_i) / sum(w_i)`` in float64, in order; NaN without any weight."""
+    total, count = 0.0, 0
+    for value, weight in zip(values, weights, strict=True):
+        total += value * weight
+        count += weight
+    return total / count if count else math.nan
+
+
+def first_non_finite(values: Sequence[float]) -> int | None:
+    """Return the index of the first NaN or infinity, None when all are finite."""
+    return next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+
+
+def check_metrics(metrics: Any) -> nn.ModuleDict:
+    """Return the user's metrics as a module of named metrics.
+
+    Args:
+        metrics: None, a mapping of names to metrics, or a torchmetrics ``MetricCollection``.
+            A metric is an ``nn.Module`` with ``compute`` and ``reset`` that is called with
+            ``(predictions, labels)``.
+
+    Raises:
+        MetricError: not such a mapping, or a metric lacks a method; the message names it.
+    """
+    if metrics is None:
+        return nn.ModuleDict()
+    if isinstance(metrics, nn.ModuleDict) and hasattr(metrics, "compute"):
+        return metrics  # a MetricCollection: one object that knows its names
+    if not isinstance(metrics, Mapping | nn.ModuleDict):
+        raise MetricError(
+            f"metrics_dict is a {type(metrics).__name__}: pass a dict of names to metrics, for "
+            f"instance {{'acc': Accuracy(task='multiclass', num_classes=10)}}."
+        )
+    for name, metric in metrics.items():
+        lacking = [m for m in ("compute", "reset") if not callable(getattr(metric, m, None))]
+        if isinstance(metric, type):
+            raise MetricError(
+                f"metric '{name}' is the class {metric.__name__}, not an object of it: "
+                f"write {metric.__name__}(...)."
+            )
+        if lacking or not isinstance(metric, nn.Module):
+            found = f"has no {' and no '.join(lacking)}" if lacking else "is no nn.Module"
+            raise MetricError(
+                f"metric '{name}' ({type(metric).__name__}) {found}: a metric is an nn.Module "
+                f"with forward(preds, labels), compute() and reset(), as torchmetrics' are."
+            )
+    return nn.ModuleDict(dict(metrics.items()))
+
+
+def update_metrics(metrics: nn.Module, preds: Any, labels: Any) -> None:
+    """Add one batch to every metric's state; nothing is read from the device.
+
+    Args:
+        metrics: what ``check_metrics`` returned.
+        preds: the net's predictions, detached, float32 where they were half precision.
+        labels: as the batch held them.
+
+    Raises:
+        MetricError: a metric refuses these tensors; names it and their shapes and dtypes.
+    """
+    for name, metric in named_metrics(metrics):
+        try:
+            if callable(getattr(metric, "update", None)):
+                metric.update(preds, labels)
+            else:
+                metric(preds, labels)
+        except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+            raise MetricError(
+                f"metric '{name or type(metric).__name__}' ({type(metric).__name__}) cannot take "
+                f"{describe(preds, 'preds')} and {describe(labels, 'labels')}: {error}"
+            ) from error
+
+
+def compute_metrics(metrics: nn.Module, prefix: str) -> dict[str, Any]:
+    """Return every metric's value so far, named ``{prefix}_{name}``.
+
+    Scalars become floats, tensors of several values lists. A metric that computes a mapping
+    gives one entry for each of its names. This reads from the device.
+    """
+    values: dict[str, Any] = {}
+    for name, metric in named_metrics(metrics):
+        value = metric.compute()
+        if isinstance(value, Mapping):
+            for part, part_value in value.items():
+                label = f"{name}_{part}" if name else str(part)
+                values[f"{prefix}_{label}"] = to_host(part_value)
+        else:
+            values[f"{prefix}_{name}"] = to_host(value)
+    return values
+
+
+def metric_names(metrics: nn.Module) -> list[str] | None:
+    """Return the names ``compute_metrics`` will give, without prefix; None if only it can tell."""
+    if hasattr(metrics, "compute"):
+        return [str(name) for name in metrics.keys()]  # type: ignore[operator]  # noqa: SIM118
+    names: list[str] = []
+    for name, metric in named_metrics(metrics):
+        if isinstance(metric, nn.ModuleDict):
+            return None
+        names.append(name)
+    return names
+
+
+def reset_metrics(metrics: nn.Module) -> None:
+    """Return every metric to its initial state."""
+    for _, metric in named_metrics(metrics):
+        metric.reset()
+
+
+def named_metrics(metrics: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield ``(name, metric)``; a collection passed as a whole is one metric without a name."""
+    if hasattr(metrics, "compute"):
+        yield "", metrics
+    else:
+        yield from metrics.items()  # type: ignore[operator]
+
+
+def has_cheap_compute(metric: Any) -> bool:
+    """Tell whether ``compute`` may be called for the bar, in the middle of an epoch.
+
+    Only torchmetrics promise a compute without side effects; those that keep every sample to
+    compute from are left out, for that would cost more with every step.
+    """
+    torchmetrics = sys.modules.get("torchmetrics")  # not imported: then this is none of its
+    if torchmetrics is None or not isinstance(metric, torchmetrics.Metric):
+        return False
+    return not any(isinstance(default, list) for default in metric._defaults.values())
+
+
+def to_host(value: Any) -> Any:
+    """Return a metric's value as a float, or as a (nested) list where it has several."""
+    if isinstance(value, torch.Tensor):
+        # sync: metrics are computed at the end of a stage, or when the bar asks
+        return float(value) if value.numel() == 1 else value.tolist()
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        return float(value)
+    return value

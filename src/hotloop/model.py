@@ -1,0 +1,348 @@
+"""KerasModel: a plain net with its loss, metrics and optimizer, ready to fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from hotloop.callbacks.progress import Progress, make_progress
+from hotloop.checkpoint.weights import load_weights, save_weights
+from hotloop.data.adapt import BatchSource, as_batches, has_samples
+from hotloop.data.prediction import concatenate, prediction_batches
+from hotloop.data.unpack import Unpacker, predictions_of
+from hotloop.hardware import choose_device
+from hotloop.errors import SettingsError
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.loop import EpochOptions, EpochRunner
+from hotloop.fitting.optimizers import check_optimizer
+from hotloop.fitting.precision import to_full_precision
+from hotloop.fitting.run import FitRun, call_hooks, place
+from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.forward import Forward
+from hotloop.fitting.step import StepRunner
+from hotloop.metrics.accumulate import check_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class KerasModel(nn.Module):
+    """A net, its loss, metrics and optimizer; ``fit`` trains it on the best device there is.
+
+    Args:
+        net: any module. It stays the user's own object, with its parameter names.
+        loss_fn: called as ``loss_fn(preds, labels)``, returns a tensor of 0 dimensions; None for
+            a net whose output carries its own ``loss``.
+        metrics_dict: names to metrics (torchmetrics, or any module with ``forward(preds,
+            labels)``, ``compute`` and ``reset``), or a torchmetrics ``MetricCollection``.
+        optimizer: built on the net's parameters; Adam with lr 3e-4 when not given.
+        lr_scheduler: any torch scheduler; see ``scheduler_interval`` of ``fit``.
+        **kwargs: passed on to the step runner's constructor. ``StepRunner=`` and
+            ``EpochRunner=`` replace those of the class for this model.
+
+    Raises:
+        MetricError: a metric lacks a method.
+        OptimizerError: the optimizer does not hold the net's parameters.
+    """
+
+    StepRunner: ClassVar[type[Any]] = StepRunner
+    EpochRunner: ClassVar[type[Any]] = EpochRunner
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss_fn: Any,
+        metrics_dict: Mapping[str, nn.Module] | nn.Module | None = None,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        for runner in ("StepRunner", "EpochRunner"):
+            if runner in kwargs:
+                setattr(self, runner, kwargs.pop(runner))
+        if not isinstance(net, nn.Module):
+            raise SettingsError(
+                f"net is a {type(net).__name__}, not an nn.Module: pass an object of your net's "
+                f"class."
+            )
+        if loss_fn is not None and (not callable(loss_fn) or isinstance(loss_fn, type)):
+            name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+            raise SettingsError(
+                f"loss_fn={name} cannot be called with (preds, labels): pass an object such as "
+                f"nn.CrossEntropyLoss(), or a function."
+            )
+        self.net, self.loss_fn = net, loss_fn
+        self.metrics_dict = check_metrics(metrics_dict)
+        if optimizer is None:
+            optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
+        check_optimizer(optimizer, net, [loss_fn, *kwargs.values()])
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.kwargs = kwargs
+        self.history: dict[str, list[Any]] = {}
+        self.accelerator: Accelerator | None = None
+        self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the net's output for inputs that are where the net is."""
+        return self.net(*args, **kwargs)
+
+    def step(self, batch: Any) -> Any:
+        """Compute the loss of one batch; override this for a step of your own.
+
+        Called in training and validation under the run's precision; backward, optimizer, metrics
+        and averages stay hotloop's. ``self.net.training`` tells the stage.
+
+        Args:
+            batch: as the data gave it, on the device.
+
+        Returns:
+            The loss (0 dimensions), or ``(loss, preds, labels)`` so that the metrics see them, or
+            a dict with "loss" and, as you like, "preds", "labels" and further values, which are
+            averaged and appear in the history.
+        """
+        return Forward(self.net, self.loss_fn)(batch)
+
+    def fit(
+        self,
+        train_data: Any,
+        val_data: Any = None,
+        epochs: int = 10,
+        ckpt_path: str | os.PathLike[str] = "checkpoint",
+        patience: int = 5,
+        monitor: str = DEFAULT_MONITOR,
+        mode: str = "min",
+        callbacks: Sequence[Any] | None = None,
+        plot: bool = True,
+        wandb: bool | str = False,
+        mixed_precision: str = "no",
+        cpu: bool = False,
+        gradient_accumulation_steps: int = 1,
+        *,
+        batch_size: int | None = None,
+        clip_grad_norm: float | None = None,
+        scheduler_interval: Literal["step", "epoch"] = "step",
+        exact: bool = False,
+        quiet: bool = False,
+    ) -> pd.DataFrame:
+        """Train, validate, stop early, and load the best weights back.
+
+        Args:
+            train_data: a DataLoader, any iterable of batches, a Dataset (with ``batch_size``) or
+                a tuple of tensors or arrays ``(inputs, labels)``. A batch is ``(inputs, ...,
+                labels)`` or a dict.
+            val_data: the same, for validation; None for none.
+            epochs: the most epochs to train.
+            ckpt_path: the file for the best weights, a state dict of the bare net in
+                ``torch.save`` form, or safetensors where the name ends so.
+            patience: stop after this many epochs in a row without a better score.
+            monitor: the column of the history that is the score. Without ``val_data`` the
+                default becomes "train_loss".
+            mode: "min" or "max": which scores are better.
+            callbacks: objects with any of ``on_fit_start``, ``on_train_epoch_end``,
+                ``on_validation_epoch_end``, ``on_fit_end``, each called with ``model=``.
+            plot: draw the monitored metric while training: live in a notebook, as history.png
+                in a script.
+            wandb: log to Weights & Biases; a string names the project.
+            mixed_precision: "no", "bf16" or "fp16" (with a loss scaler).
+            cpu: stay on the CPU whatever accelerator there is.
+            gradient_accumulation_steps: batches that make one optimizer step; the gradient is
+                that of the mean over all their samples.
+            batch_size: samples a batch, for a Dataset or arrays.
+            clip_grad_norm: scale gradients to at most this joint norm; None never clips.
+            scheduler_interval: "step" steps ``lr_scheduler`` with every optimizer step, "epoch"
+                once an epoch. ``ReduceLROnPlateau`` always steps an epoch, on the score.
+            exact: leave out every speed-up that may change rounding: the numbers are bitwise
+                those of the plain loop.
+            quiet: show nothing.
+
+        Returns:
+            The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
+            metrics. Losses are averaged over samples. After Ctrl-C it holds the finished epochs.
+
+        Raises:
+            HotloopError: bad input, before training where that can be seen; see docs/errors.md.
+        """
+        settings = FitSettings(
+            epochs=epochs,
+            ckpt_path=ckpt_path,
+            patience=patience,
+            monitor=monitor,
+            mode=mode,
+            mixed_precision=mixed_precision,
+            cpu=cpu,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            batch_size=batch_size,
+            clip_grad_norm=clip_grad_norm,
+            scheduler_interval=scheduler_interval,
+            exact=exact,
+        )
+        choice = choose_device(cpu)
+        sources = _make_sources(train_data, val_data, choice.device, batch_size)
+        progress = make_progress(quiet)
+        compute = self.step if type(self).step is not KerasModel.step else None
+        run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
+        self.accelerator = run.accelerator
+        self.history = {}
+        # what callbacks may read, under torchkeras' names
+        self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
+        self.ckpt_path, self.patience = ckpt_path, patience
+        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
+        progress.start_fit(epochs=epochs, monitor=run.monitor, mode=mode)
+        progress.message(f"training on {choice}")
+        try:
+            call_hooks(hooks, "on_fit_start", self)
+            run.run(hooks)
+            call_hooks(hooks, "on_fit_end", self)
+        finally:
+            progress.end_fit(self.history)
+        return self._history_frame(run)
+
+    def evaluate(
+        self, val_data: Any, quiet: bool = False, *, batch_size: int | None = None
+    ) -> dict[str, Any]:
+        """Return loss and metrics of the net on ``val_data``, named as in the history.
+
+        Args:
+            val_data: as for ``fit``.
+            quiet: show no bar.
+            batch_size: samples a batch, for a Dataset or arrays.
+
+        Returns:
+            ``{"val_loss": ..., "val_acc": ...}``, averaged over samples.
+        """
+        accelerator = self._place()
+        source = as_batches(val_data, "val_data", accelerator.device, batch_size)
+        runner = self.StepRunner(
+            net=self.net,
+            loss_fn=self.loss_fn,
+            accelerator=accelerator,
+            stage="val",
+            metrics_dict=self.metrics_dict,
+            **self.kwargs,
+        )
+        return self._run_evaluation(runner, source, make_progress(quiet))
+
+    def predict(self, data: Any, *, batch_size: int | None = None) -> Any:
+        """Return the net's predictions for all of ``data``, on the CPU, in order.
+
+        Args:
+            data: one tensor or array of inputs, or anything ``fit`` takes; labels are left out.
+            batch_size: samples a batch, for a Dataset, tensor or arrays.
+
+        Returns:
+            A tensor of shape ``(samples, ...)``; where the net returns a tuple or dict, the same
+            structure of such tensors.
+        """
+        accelerator = self._place()
+        source = prediction_batches(data, accelerator.device, batch_size)
+        unpacker = Unpacker(self.net, net_computes_loss=self.loss_fn is None)
+        self.net.eval()
+        outputs = []
+        with torch.inference_mode(), accelerator.autocast():
+            for batch in source:
+                args, kwargs = unpacker.inputs_only(batch)
+                outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
+        return concatenate(outputs)
+
+    def save_ckpt(
+        self, ckpt_path: str | os.PathLike[str] | None = None, accelerator: Any = None
+    ) -> None:
+        """Save the weights of the bare net, atomically.
+
+        Args:
+            ckpt_path: the file; that of the last ``fit`` when not given.
+            accelerator: not used; torchkeras has it.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        del accelerator
+        save_weights(self.net, self._path_or_last(ckpt_path))
+
+    def load_ckpt(self, ckpt_path: str | os.PathLike[str] | None = None) -> None:
+        """Load weights into the net, where it is.
+
+        Args:
+            ckpt_path: the file; that of the last ``fit`` when not given.
+
+        Raises:
+            CheckpointError: no such file, or it is another model's; the net is unchanged.
+        """
+        load_weights(self.net, self._path_or_last(ckpt_path))
+        self.from_scratch = False
+
+    def _path_or_last(self, ckpt_path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+        if ckpt_path is not None:
+            return ckpt_path
+        if not hasattr(self, "ckpt_path"):
+            raise SettingsError(
+                "ckpt_path is needed, since this model was not fitted yet: pass the file's name."
+            )
+        return self.ckpt_path
+
+    def _place(self) -> Accelerator:
+        """Put the net where it trains; the device of the last fit, else the best there is."""
+        if self.accelerator is None:
+            self.accelerator = Accelerator(choose_device().device)
+        place(self, self.accelerator.device)
+        return self.accelerator
+
+    def _run_evaluation(
+        self, runner: Any, source: BatchSource, progress: Progress
+    ) -> dict[str, Any]:
+        if isinstance(runner, StepRunner) and type(self).step is not KerasModel.step:
+            runner.options = type(runner.options)(compute=self.step)
+        epoch_runner = self.EpochRunner(runner, False)
+        if isinstance(epoch_runner, EpochRunner):
+            epoch_runner.options = EpochOptions(progress=progress)
+        with torch.no_grad():
+            values: dict[str, Any] = epoch_runner(source)
+        progress.end_fit({})
+        return values
+
+    def _history_frame(self, run: FitRun) -> pd.DataFrame:
+        import pandas as pd
+
+        # the unfinished epoch of a Ctrl-C has a train row and no score: it is no row of history
+        num_rows = run.stopping.epoch
+        columns = {name: column[:num_rows] for name, column in self.history.items()}
+        self.history = columns
+        return pd.DataFrame(columns)
+
+
+def _make_sources(
+    train_data: Any, val_data: Any, device: torch.device, batch_size: int | None
+) -> tuple[BatchSource, BatchSource | None]:
+    """Make batches of both data sets; ``batch_size`` goes to those that have samples."""
+    if batch_size is not None and not (has_samples(train_data) or has_samples(val_data)):
+        raise SettingsError(
+            f"batch_size={batch_size} has no effect, for the data has batches already: leave it "
+            f"out, or pass the Dataset itself."
+        )
+
+    def make(data: Any, role: str, shuffle: bool) -> BatchSource:
+        size = batch_size if has_samples(data) else None
+        return as_batches(data, role, device, size, shuffle)
+
+    train_source = make(train_data, "train_data", shuffle=True)
+    return train_source, None if val_data is None else make(val_data, "val_data", shuffle=False)
+
+
+def _built_in_callbacks(plot: bool, wandb: bool | str) -> list[Any]:
+    callbacks: list[Any] = []
+    if plot:
+        from hotloop.callbacks.environment import in_notebook
+        from hotloop.callbacks.vis_metric import VisMetric
+
+        if not in_notebook():  # a notebook's display draws the plot itself
+            callbacks.append(VisMetric())
+    if wandb:
+        from hotloop.callbacks.wandb import WandbCallback
+
+        callbacks.append(WandbCallback(project=wandb if isinstance(wandb, str) else "hotloop"))
+    return callbacks

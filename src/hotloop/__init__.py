@@ -38,20 +38,20 @@ _HOMES = {
 }
 _MODULES = ("datasets", "errors", "kerascallbacks", "metrics", "utils")
 
-__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
     from hotloop.callbacks.base import Callback as Callback
     from hotloop.checkpoint.weights import load_weights as load_weights
     from hotloop.checkpoint.weights import save_weights as save_weights
-    from hotloop.hardware import choose_device as choose_device
-    from hotloop.hardware import devices as devices
     from hotloop.errors import HotloopError as HotloopError
     from hotloop.fitting.accelerator import Accelerator as Accelerator
     from hotloop.fitting.early_stopping import EarlyStopping as EarlyStopping
     from hotloop.fitting.forward import StepOutput as StepOutput
     from hotloop.fitting.loop import EpochRunner as EpochRunner
     from hotloop.fitting.step import StepRunner as StepRunner
+    from hotloop.hardware import choose_device as choose_device
+    from hotloop.hardware import devices as devices
     from hotloop.inspection.summary import flop_summary as flop_summary
     from hotloop.inspection.summary import summary as summary
     from hotloop.metrics.accumulate import LossLog as LossLog

@@ -18,6 +18,7 @@ app = typer.Typer(
     name="hotloop",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="Train PyTorch models at the speed of a loop tuned by hand.",
     epilog="Start with: hotloop train --data digits --epochs 3 (needs no network).",
 )
@@ -77,7 +78,6 @@ def train(
     at the next step and keeps what there is.
 
     Examples:
-
       hotloop train --data fashion-mnist --epochs 3
 
       hotloop train --data digits --epochs 20 --lr 0.003 --out runs/mine
@@ -105,9 +105,9 @@ def train(
     )
     if not len(history):
         raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
-    best = history.loc[history["val_acc"].idxmax()]
+    best = int(history["val_acc"].to_numpy().argmax())
     typer.echo(
-        f"best: val_acc {best['val_acc']:.4f} at epoch {int(best['epoch'])}; "
+        f"best: val_acc {history['val_acc'].iloc[best]:.4f} at epoch {best + 1}; "
         f"weights, history and curves are in {run_folder}"
     )
 

@@ -66,10 +66,7 @@ def choose_device(cpu: bool = False) -> DeviceChoice:
     if accelerator is None:
         return DeviceChoice(torch.device("cpu"), cpu_name(), "no accelerator found")
     count = torch.accelerator.device_count()
-    if "LOCAL_RANK" in os.environ:
-        index = local_rank() % count
-    else:
-        index = _current_index()
+    index = local_rank() % count if "LOCAL_RANK" in os.environ else _current_index()
     device = torch.device(accelerator.type, index)
     if count == 1:
         reason = "the accelerator of this machine"
@@ -85,11 +82,11 @@ def accelerator_available() -> bool:
 
 def devices() -> list[DeviceInfo]:
     """Return every device of this machine, accelerators first, the CPU last."""
-    found = []
+    found: list[DeviceInfo] = []
     accelerator = torch.accelerator.current_accelerator() if accelerator_available() else None
     if accelerator is not None:
-        for index in range(torch.accelerator.device_count()):
-            found.append(_accelerator_info(torch.device(accelerator.type, index)))
+        count = torch.accelerator.device_count()
+        found = [_accelerator_info(torch.device(accelerator.type, i)) for i in range(count)]
     found.append(_cpu_info())
     return found
 

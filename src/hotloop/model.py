@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -14,16 +14,16 @@ from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
 from hotloop.data.prediction import concatenate, prediction_batches
 from hotloop.data.unpack import Unpacker, predictions_of
-from hotloop.hardware import choose_device
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.forward import Forward
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.precision import to_full_precision
 from hotloop.fitting.run import FitRun, call_hooks, place
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
-from hotloop.fitting.forward import Forward
 from hotloop.fitting.step import StepRunner
+from hotloop.hardware import choose_device
 from hotloop.metrics.accumulate import check_metrics
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class KerasModel(nn.Module):
         OptimizerError: the optimizer does not hold the net's parameters.
     """
 
-    StepRunner: ClassVar[type[Any]] = StepRunner
-    EpochRunner: ClassVar[type[Any]] = EpochRunner
+    StepRunner: type[Any] = StepRunner
+    EpochRunner: type[Any] = EpochRunner
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class KerasModel(nn.Module):
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)
-        progress = make_progress(quiet)
+        progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
         self.accelerator = run.accelerator

@@ -38,7 +38,7 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 def iterate_leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
     """Yield ``(path, leaf)`` for each leaf, depth first."""
-    if isinstance(tree, torch.Tensor) or _is_movable(tree) and not isinstance(tree, Mapping):
+    if isinstance(tree, torch.Tensor) or (_is_movable(tree) and not isinstance(tree, Mapping)):
         yield path, tree
     elif isinstance(tree, Mapping):
         for key, value in tree.items():

@@ -61,7 +61,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             state: Any = load_file(target)
         else:
             state = torch.load(target, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch and safetensors raise many kinds for a bad file
+    except Exception as error:
         raise CheckpointError(
             f"checkpoint '{target}' cannot be read as weights ({_first_line(error)}): it is "
             f"damaged or holds other things than tensors; use a file that fit or save_ckpt wrote."

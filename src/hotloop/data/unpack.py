@@ -112,7 +112,7 @@ def forward_parameters(net: nn.Module) -> dict[str, inspect.Parameter]:
 def predictions_of(output: Any) -> Any:
     """Return the predictions of a net's output: its ``logits`` where it has them, else itself."""
     if isinstance(output, Mapping):
-        return output["logits"] if "logits" in output else output
+        return output.get("logits", output)
     return getattr(output, "logits", output)
 
 

@@ -96,7 +96,7 @@ def train(
 
     torch.manual_seed(seed)
     run_folder.mkdir(parents=True, exist_ok=True)
-    keep = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    keep: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     model = make_model(lr)
     history = model.fit(
         train_data=DataLoader(splits.train, batch_size=batch_size, shuffle=True, **keep),
@@ -110,7 +110,6 @@ def train(
     )
     history.to_csv(run_folder / "history.csv", index=False)
     if len(history):
-        save_history_plot(
-            history.to_dict("list"), run_folder / "curves.png", monitor="val_acc", mode="max"
-        )
+        columns = {str(name): history[name].tolist() for name in history}
+        save_history_plot(columns, run_folder / "curves.png", monitor="val_acc", mode="max")
     return history

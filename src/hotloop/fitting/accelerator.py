@@ -221,8 +221,9 @@ class GatedOptimizer(torch.optim.Optimizer):
         """Load into the user's optimizer."""
         self._optimizer.load_state_dict(state_dict)
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """Step where a group of batches ends."""
+    def step(self, closure: Any = None) -> Any:
+        """Step where a group of batches ends; a closure has no place in such a group."""
+        del closure
         if self._accelerator.sync_gradients:
             self._accelerator.optimizer_step(self._optimizer)
 

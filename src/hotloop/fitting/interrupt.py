@@ -54,7 +54,20 @@ class Interrupt:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or self._waiting_for_data:
+        fetching = self._waiting_for_data and not _in_destructor(frame)
+        if self.requested or fetching:
             self.requested = True
             signal.default_int_handler(number, frame)
         self.requested = True
+
+
+def _in_destructor(frame: FrameType | None) -> bool:
+    """Tell whether the signal came while an object was being deleted.
+
+    A loader's iterator shuts its workers down there, and Python only prints what is raised.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False

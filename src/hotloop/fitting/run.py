@@ -36,7 +36,7 @@ class Trainable(Protocol):
 
     net: nn.Module
     loss_fn: Any
-    metrics_dict: nn.Module
+    metrics_dict: Any
     optimizer: Any
     lr_scheduler: Any
     kwargs: dict[str, Any]

@@ -59,7 +59,7 @@ class LossLog:
         return weighted_mean(self.values(), self.num_samples)
 
     def pending(self) -> torch.Tensor | None:
-        """Return the device buffer's filled part of the newest chunk, for a copy behind the host."""
+        """Return the newest chunk's filled part on the device, None when nothing is there."""
         if not self._num_pending:
             return None
         used = (self._num_pending - 1) % _CHUNK + 1

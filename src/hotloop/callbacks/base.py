@@ -1,0 +1,46 @@
+"""The protocol of callbacks: hooks around a fit, and what they may read of the model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class TrainedModel(Protocol):
+    """What a callback may read of the model it is called with.
+
+    Attributes:
+        net: the net that is trained.
+        history: columns of one value an epoch; in ``on_train_epoch_end`` the validation columns
+            are still one shorter.
+        epochs: the most epochs of this fit.
+        monitor: the column that is the score.
+        mode: "min" or "max".
+        ckpt_path: the file with the best weights.
+        accelerator: the surroundings of a step (device, processes, saving).
+    """
+
+    net: nn.Module
+    history: dict[str, list[Any]]
+    epochs: int
+    monitor: str
+    mode: str
+    ckpt_path: Any
+    accelerator: Any
+
+
+class Callback:
+    """Hooks around a fit; override those you need. Any object with some of them will do."""
+
+    def on_fit_start(self, model: TrainedModel) -> None:
+        """Run before the first epoch."""
+
+    def on_train_epoch_end(self, model: TrainedModel) -> None:
+        """Run after the training part of each epoch."""
+
+    def on_validation_epoch_end(self, model: TrainedModel) -> None:
+        """Run at the end of each epoch, also without validation data."""
+
+    def on_fit_end(self, model: TrainedModel) -> None:
+        """Run once training is over and the best weights are back."""

@@ -1,0 +1,109 @@
+"""What the user sees while training: the protocol, and the choice of a display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hotloop.callbacks.environment import in_notebook, in_terminal
+
+
+class Progress:
+    """A display that shows nothing; the base of those that do.
+
+    ``advance`` runs after every step and is nearly free; when it returns True the loop hands
+    fresh values to ``show`` as soon as it has them.
+
+    Attributes:
+        interval_seconds: the least time between two drawings within a stage.
+    """
+
+    interval_seconds = 0.1
+
+    def __init__(self) -> None:
+        self.epochs = 0
+        self.stage, self.epoch = "", 0
+        self.num_batches: int | None = None
+        self.step = self.num_samples = 0
+        self.started = self._due = 0.0
+
+    def start_fit(self, *, epochs: int, monitor: str, mode: str) -> None:
+        """Begin a fit of at most ``epochs`` epochs whose score is ``monitor``."""
+        del monitor, mode
+        self.epochs = epochs
+
+    def start_stage(self, stage: str, epoch: int, num_batches: int | None) -> None:
+        """Begin "train" or "val" of an epoch counted from 1; epoch 0 is outside a fit."""
+        self.stage, self.epoch, self.num_batches = stage, epoch, num_batches
+        self.step = self.num_samples = 0
+        self.started = time.perf_counter()
+        self._due = self.started + self.interval_seconds
+
+    def advance(self, num_samples: int) -> bool:
+        """Count a step of ``num_samples`` samples; True when the display wants fresh values."""
+        self.step += 1
+        self.num_samples += num_samples
+        now = time.perf_counter()
+        if now < self._due:
+            return False
+        self._due = now + self.interval_seconds
+        return self.wants_values()
+
+    def wants_values(self) -> bool:
+        """Tell whether ``show`` does anything."""
+        return False
+
+    def show(self, values: Mapping[str, Any]) -> None:
+        """Draw the running values of this stage, by name without the stage."""
+
+    def end_stage(self, values: Mapping[str, Any]) -> None:
+        """Take the stage's final values, by name with the stage."""
+
+    def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
+        """Take a complete row of the history; ``best`` when its score is the best so far."""
+
+    def message(self, text: str) -> None:
+        """Show a line of text, not torn by the bar."""
+
+    def end_fit(self, history: Mapping[str, list[Any]]) -> None:
+        """Finish; also called when training raised."""
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Time since the stage began."""
+        return time.perf_counter() - self.started
+
+    @property
+    def samples_per_second(self) -> float:
+        """Speed of this stage so far."""
+        return self.num_samples / max(self.elapsed_seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left in this stage at the speed so far; None where its length is unknown."""
+        if self.num_batches is None or not self.step:
+            return None
+        return self.elapsed_seconds / self.step * max(self.num_batches - self.step, 0)
+
+
+def make_progress(quiet: bool, plot: bool = False) -> Progress:
+    """Return the display for where the output goes.
+
+    Args:
+        quiet: show nothing.
+        plot: draw the score's curve, where the display can (a notebook's).
+    """
+    if quiet:
+        return Progress()
+    if in_notebook():
+        from hotloop.callbacks.notebook import NotebookProgress
+
+        return NotebookProgress(plot)
+    if in_terminal():
+        from hotloop.callbacks.terminal import TerminalProgress
+
+        return TerminalProgress()
+    from hotloop.callbacks.logfile import LogProgress
+
+    return LogProgress()

@@ -1,0 +1,98 @@
+"""Progress in a terminal: a bar for the running stage, a line for each finished epoch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hotloop.callbacks.formatting import format_duration, format_row, format_value
+from hotloop.callbacks.progress import Progress
+
+_BAR = " {desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR_OF_UNKNOWN_LENGTH = " {desc} {n_fmt} steps [{elapsed}{postfix}]"
+
+
+class TerminalProgress(Progress):
+    """A tqdm bar while a stage runs; it is replaced by one line an epoch that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Any = None
+        self._epoch_started = 0.0
+
+    def start_stage(self, stage: str, epoch: int, num_batches: int | None) -> None:
+        """Open the stage's bar."""
+        import tqdm
+
+        super().start_stage(stage, epoch, num_batches)
+        if stage == "train" or not epoch:
+            self._epoch_started = self.started
+        tqdm.tqdm.monitor_interval = 0  # no watching thread: the loop itself redraws
+        self._close_bar()
+        place = f"epoch {epoch}/{self.epochs} {stage:5}" if epoch else stage
+        self._bar = tqdm.tqdm(
+            total=num_batches,
+            desc=place,
+            file=sys.stdout,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format=_BAR if num_batches else _BAR_OF_UNKNOWN_LENGTH,
+            mininterval=0,
+        )
+
+    def wants_values(self) -> bool:
+        """A bar is there to be drawn."""
+        return self._bar is not None
+
+    def show(self, values: Mapping[str, Any]) -> None:
+        """Redraw the bar."""
+        if self._bar is None:
+            return
+        shown = [f"{self.samples_per_second:,.0f} samples/s"]
+        shown += [
+            f"{name} {format_value(name, value)}"
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        ]
+        self._bar.n = self.step
+        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.refresh()
+
+    def end_stage(self, values: Mapping[str, Any]) -> None:
+        """Close the bar; outside a fit its values are printed."""
+        self._close_bar()
+        if not self.epoch:
+            self.message(f"{self.stage}: {format_row(values)}")
+
+    def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
+        """Print the epoch's line."""
+        seconds = format_duration(time.perf_counter() - self._epoch_started)
+        width = len(str(self.epochs))
+        mark = _highlight("  * best so far") if best else ""
+        self.message(
+            f"epoch {row['epoch']:>{width}}/{self.epochs}  {format_row(row)}  ({seconds}){mark}"
+        )
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    def end_fit(self, history: Mapping[str, list[Any]]) -> None:
+        """Take the bar away."""
+        del history
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _highlight(text: str) -> str:
+    return text if os.environ.get("NO_COLOR") else f"\033[32m{text}\033[0m"

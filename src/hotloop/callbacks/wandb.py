@@ -1,0 +1,66 @@
+"""Write the history to Weights & Biases."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from argparse import Namespace
+from typing import Any
+
+from hotloop.callbacks.base import Callback, TrainedModel
+from hotloop.callbacks.plotting import best_index
+from hotloop.errors import require_extra
+
+
+class WandbCallback(Callback):
+    """One run a fit: the history, the best score, and the best weights as an artifact.
+
+    Args:
+        project: the project's name.
+        config: settings to keep with the run, a dict or ``argparse.Namespace``.
+        name: the run's name; the time when not given.
+        save_ckpt: upload the best weights.
+        save_code: let wandb keep the code.
+
+    Raises:
+        MissingExtraError: wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        config: dict[str, Any] | Namespace | None = None,
+        name: str | None = None,
+        save_ckpt: bool = True,
+        save_code: bool = True,
+    ) -> None:
+        self.wb = require_extra("wandb", "wandb", "WandbCallback")
+        self.project, self.save_ckpt, self.save_code = project, save_ckpt, save_code
+        self.config = vars(config) if isinstance(config, Namespace) else config
+        self.name = name or datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+
+    def on_fit_start(self, model: TrainedModel) -> None:
+        """Open the run, or go on with the one that is open."""
+        del model
+        if self.wb.run is None:
+            self.wb.init(
+                project=self.project, config=self.config, name=self.name, save_code=self.save_code
+            )
+
+    def on_validation_epoch_end(self, model: TrainedModel) -> None:
+        """Log the epoch's values."""
+        row = {name: column[-1] for name, column in model.history.items()}
+        scores = model.history[model.monitor]
+        best = best_index(scores, model.mode)
+        if best is not None:
+            row[f"best_{model.monitor}"] = scores[best]
+            self.wb.run.summary["best_score"] = scores[best]
+        self.wb.log(row)
+
+    def on_fit_end(self, model: TrainedModel) -> None:
+        """Upload the weights, and close the run."""
+        if self.save_ckpt and os.path.isfile(model.ckpt_path):
+            artifact = self.wb.Artifact("checkpoint", type="model")
+            artifact.add_file(os.fspath(model.ckpt_path))
+            self.wb.log_artifact(artifact)
+        self.wb.finish()

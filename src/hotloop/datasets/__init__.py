@@ -1,0 +1,10 @@
+"""Small image data sets for examples and tests: Fashion-MNIST, MNIST, and digits without network."""
+
+from __future__ import annotations
+
+from hotloop.datasets.image_dataset import ImageDataset
+from hotloop.datasets.mnist_family import fashion_mnist, mnist
+from hotloop.datasets.splits import Splits
+from hotloop.datasets.uci_digits import digits
+
+__all__ = ["ImageDataset", "Splits", "digits", "fashion_mnist", "mnist"]

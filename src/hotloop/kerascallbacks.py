@@ -1,0 +1,17 @@
+"""The names of ``torchkeras.kerascallbacks``."""
+
+from hotloop.callbacks.epoch_checkpoint import EpochCheckpoint
+from hotloop.callbacks.tensorboard import TensorBoardCallback
+from hotloop.callbacks.vis_display import VisDisplay
+from hotloop.callbacks.vis_metric import VisMetric
+from hotloop.callbacks.vis_progress import VisProgress
+from hotloop.callbacks.wandb import WandbCallback
+
+__all__ = [
+    "EpochCheckpoint",
+    "TensorBoardCallback",
+    "VisDisplay",
+    "VisMetric",
+    "VisProgress",
+    "WandbCallback",
+]

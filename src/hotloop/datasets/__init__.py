@@ -1,10 +1,9 @@
-"""Small image data sets for examples and tests: Fashion-MNIST, MNIST, and digits without network."""
+"""Data sets of small grey images: two to download, one that ships with hotloop."""
 
 from __future__ import annotations
 
-from hotloop.datasets.image_dataset import ImageDataset
-from hotloop.datasets.mnist_family import fashion_mnist, mnist
-from hotloop.datasets.splits import Splits
-from hotloop.datasets.uci_digits import digits
+from hotloop.datasets.digits import digits
+from hotloop.datasets.idx_sets import fashion_mnist, mnist
+from hotloop.datasets.images import ImageDataset, Splits
 
 __all__ = ["ImageDataset", "Splits", "digits", "fashion_mnist", "mnist"]

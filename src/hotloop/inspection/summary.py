@@ -90,7 +90,7 @@ def flop_summary(model: nn.Module, input_data: Any) -> int:
     with _left_as_it_was(model), torch.no_grad(), counter:
         model.eval()
         model(*to_device(positional, device), **to_device(keywords, device))
-    print(counter.get_table())  # noqa: T201
+    print(counter.get_table())  # type: ignore[no-untyped-call]  # noqa: T201
     return int(counter.get_total_flops())
 
 

@@ -10,9 +10,12 @@ import datetime
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from hotloop.datasets import Splits
 
 app = typer.Typer(
     name="hotloop",
@@ -30,6 +33,7 @@ class Data(StrEnum):
     FASHION_MNIST = "fashion-mnist"
     MNIST = "mnist"
     DIGITS = "digits"
+    AUTO = "auto"
 
 
 class MixedPrecision(StrEnum):
@@ -48,7 +52,11 @@ def _explain() -> None:
 @app.command()
 def train(
     data: Annotated[
-        Data, typer.Option(help="What to learn: 60,000 clothes, 60,000 or 1,797 digits.")
+        Data,
+        typer.Option(
+            help="What to learn: 60,000 clothes, 60,000 or 1,797 digits; auto takes the clothes "
+            "where they can be had, else the 1,797 digits that ship with hotloop."
+        ),
     ] = Data.FASHION_MNIST,
     epochs: Annotated[int, typer.Option(min=1, help="The most passes over the data.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a step.")] = 128,
@@ -84,11 +92,12 @@ def train(
     """
     from hotloop.experiments import image_classifier
 
-    splits = image_classifier.load_data(data.value, data_folder)
+    splits = _load(data, data_folder)
+    name = splits.train.name
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_folder = out or Path("runs") / f"{data.value}-{stamp}"
+    run_folder = out or Path("runs") / f"{name}-{stamp}"
     typer.echo(
-        f"{data.value}: {len(splits.train):,} training and {len(splits.val):,} validation images"
+        f"{name}: {len(splits.train):,} training and {len(splits.val):,} validation images"
     )
     history = image_classifier.train(
         splits,
@@ -156,6 +165,19 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("hotloop: stopped by Ctrl-C", err=True)
         sys.exit(130)
+
+
+def _load(data: Data, folder: Path | None) -> Splits:
+    from hotloop.errors import DatasetUnavailableError
+    from hotloop.experiments.image_classifier import load_data
+
+    if data is not Data.AUTO:
+        return load_data(data.value, folder)
+    try:
+        return load_data(Data.FASHION_MNIST.value, folder)
+    except DatasetUnavailableError as error:
+        typer.echo(f"{error}\nTraining on the 1,797 digits that ship with hotloop instead.")
+        return load_data(Data.DIGITS.value)
 
 
 def _gibibytes(num_bytes: int | None) -> str:

@@ -1,0 +1,43 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: demo test check lint types units bench clean
+
+demo: $(VENV)/.ready-to-run  ## train a convolutional net on real images
+	sh scripts/install-fashion-mnist.sh
+	$(BIN)/hotloop devices
+	$(BIN)/hotloop train --data auto --epochs 3
+
+test: $(VENV)/.ready-to-develop  ## lint, types and tests
+	$(MAKE) lint types units
+
+check: test
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types:
+	$(BIN)/mypy
+
+units:
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.ready-to-develop  ## the image job beside the peers that are installed
+	$(BIN)/python -m benchmarks.run image
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready-to-run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.ready-to-develop: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

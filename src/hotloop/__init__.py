@@ -36,7 +36,7 @@ _HOMES = {
     "summary": "hotloop.inspection.summary",
     "to_device": "hotloop.nested",
 }
-_MODULES = ("datasets", "errors", "kerascallbacks", "metrics", "utils")
+_MODULES = ("augment", "datasets", "errors", "kerascallbacks", "metrics", "utils")
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -96,9 +96,7 @@ def train(
     name = splits.train.name
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_folder = out or Path("runs") / f"{name}-{stamp}"
-    typer.echo(
-        f"{name}: {len(splits.train):,} training and {len(splits.val):,} validation images"
-    )
+    typer.echo(f"{name}: {len(splits.train):,} training and {len(splits.val):,} validation images")
     history = image_classifier.train(
         splits,
         run_folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -128,6 +128,8 @@ class KerasModel(nn.Module):
         scheduler_interval: Literal["step", "epoch"] = "step",
         exact: bool = False,
         quiet: bool = False,
+        resident_budget: float | None = None,
+        batch_transform: Callable[..., Any] | None = None,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -159,6 +161,12 @@ class KerasModel(nn.Module):
             exact: leave out every speed-up that may change rounding: the numbers are bitwise
                 those of the plain loop.
             quiet: show nothing.
+            resident_budget: share of the free memory that data may take to be served from there
+                (from 0, never, to 1); the environment variable HOTLOOP_RESIDENT_BUDGET, else
+                0.3. See docs/speed.md.
+            batch_transform: changes training batches on the device: a function of the inputs
+                ``f(inputs)``, or of both ``f(inputs, labels)`` that returns both. See
+                ``hotloop.augment``.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -180,6 +188,8 @@ class KerasModel(nn.Module):
             clip_grad_norm=clip_grad_norm,
             scheduler_interval=scheduler_interval,
             exact=exact,
+            resident_budget=resident_budget,
+            batch_transform=batch_transform,
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class EpochRunner:
         """
         step_runner, progress = self.step_runner, self.options.progress
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
-        display = _Display(self.stage, progress, metrics, self._logs)
+        display = _Display(self.stage, progress, metrics, self._logs, self._flush)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
@@ -90,6 +90,7 @@ class EpochRunner:
         self._check_finite()
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
+        self._flush()
         values.update(compute_metrics(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
@@ -109,6 +110,10 @@ class EpochRunner:
             if on_accelerator and standard:
                 self.step_runner.compute_loss.label_range.offer(pair[0])
             yield pair[1]
+
+    def _flush(self) -> None:
+        if isinstance(self.step_runner, StepRunner):
+            self.step_runner.flush_metrics()
 
     def _log(self, name: str) -> LossLog:
         if name not in self._logs:
@@ -145,8 +150,14 @@ class _Display:
     """Feeds the bar: running values, at most as often as it asks, without waiting."""
 
     def __init__(
-        self, stage: str, progress: Progress, metrics: torch.nn.Module, logs: dict[str, LossLog]
+        self,
+        stage: str,
+        progress: Progress,
+        metrics: torch.nn.Module,
+        logs: dict[str, LossLog],
+        flush: Callable[[], None],
     ) -> None:
+        self.flush = flush
         self.prefix = f"{stage}_"
         self.progress = progress
         self.metrics = metrics
@@ -181,6 +192,7 @@ class _Display:
         for name, log in self.logs.items():
             pending = log.pending()
             yield name, pending.mean() if pending is not None else running_mean(log)
+        self.flush()
         for name, metric in named_metrics(self.metrics):
             if has_cheap_compute(metric):
                 value = metric.compute()

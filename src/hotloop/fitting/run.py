@@ -13,6 +13,8 @@ from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
+from hotloop.data.augment import make_transform
+from hotloop.data.resident import make_source
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import MonitorError, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
@@ -27,8 +29,10 @@ from hotloop.fitting.optimizers import (
     move_optimizer_state,
 )
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.metrics.accumulate import metric_names, to_host
+from hotloop.metrics.batched import BatchedUpdates
 
 
 class Trainable(Protocol):
@@ -77,6 +81,7 @@ class FitRun:
         check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
         check_scheduler(model.lr_scheduler, model.optimizer)
         self._check_custom_step()
+        self.transform = make_transform(settings.batch_transform)
         self._check_monitor_is_known()
         if is_main_process():
             check_writable(settings.ckpt_path)
@@ -89,11 +94,29 @@ class FitRun:
         self.stopping = EarlyStopping(settings.mode, settings.patience)
         self.best = BestWeights(settings.ckpt_path, model.save_ckpt, model.load_ckpt)
         self.interrupt = Interrupt()
+        self.layout: ChannelsLast | None = None
+        self.fused: FusedOptimizer | None = None
+        self.join_metrics = False
+        if not settings.exact:
+            self._choose_speedups()
 
     def run(self, callbacks: Sequence[Any]) -> None:
         """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
         epochs = self.settings.epochs
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
+        if not self.settings.exact:
+            self._make_resident()
+        if self.fused is not None:
+            self.fused.apply()
+        try:
+            self._train(epochs, callbacks)
+        finally:
+            self._undo_speedups()
+        wait_for_all()
+        self.best.restore()
+        self.model.net.eval()
+
+    def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         with self.interrupt.listen():
             try:
                 for epoch in range(1, epochs + 1):
@@ -106,9 +129,6 @@ class FitRun:
                         break
             except KeyboardInterrupt:
                 self.progress.message(self._say_interrupted())
-        wait_for_all()
-        self.best.restore()
-        self.model.net.eval()
 
     def _run_epoch(self, epoch: int, callbacks: Sequence[Any]) -> None:
         model, history = self.model, self.model.history
@@ -145,7 +165,7 @@ class FitRun:
         training = stage == "train"
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
-        standard = issubclass(model.StepRunner, StepRunner) and not _overridescall_hooks(model)
+        standard = issubclass(model.StepRunner, StepRunner) and not _is_users_own(model)
         gated = settings.gradient_accumulation_steps > 1 or self.accelerator.scaler is not None
         if gated and not standard:
             optimizer = GatedOptimizer(optimizer, self.accelerator)
@@ -165,8 +185,43 @@ class FitRun:
             **model.kwargs,
         )
         if isinstance(runner, StepRunner):
-            runner.options = StepOptions(self.compute, settings.clip_grad_norm, per_step, epoch)
+            runner.options = StepOptions(
+                compute=self.compute,
+                clip_grad_norm=settings.clip_grad_norm,
+                scheduler_per_step=per_step,
+                epoch=epoch,
+                layout=self.layout,
+                join_metrics=self.join_metrics,
+                transform=self.transform,
+            )
         return runner
+
+    def _choose_speedups(self) -> None:
+        """Choose what computes the same up to rounding, faster; all is undone after the fit."""
+        model = self.model
+        if _is_users_own(model):
+            return
+        fused = FusedOptimizer(model.optimizer, self.device)
+        self.fused = fused if fused.applies else None
+        layout = ChannelsLast(model.net, model.optimizer)
+        if layout.applies and self.compute is None:
+            self.layout = layout
+        counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
+        self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
+
+    def _make_resident(self) -> None:
+        """Serve the data from memory, where that is safe; says so once."""
+        num_epochs, share = self.settings.epochs, self.settings.resident_budget
+        say = self.progress.message
+        self.train_source = make_source(self.train_source, num_epochs, share, say)
+        if self.val_source is not None:
+            self.val_source = make_source(self.val_source, num_epochs, share, say)
+
+    def _undo_speedups(self) -> None:
+        if self.layout is not None:
+            self.layout.undo()
+        if self.fused is not None:
+            self.fused.undo()
 
     def _step_scheduler(self, row: dict[str, Any]) -> None:
         scheduler = self.model.lr_scheduler
@@ -198,15 +253,21 @@ class FitRun:
         )
 
     def _check_custom_step(self) -> None:
-        if self.settings.clip_grad_norm is not None and _overridescall_hooks(self.model):
+        if self.settings.clip_grad_norm is not None and _is_users_own(self.model):
             raise SettingsError(
                 f"clip_grad_norm={self.settings.clip_grad_norm} has no effect on your own "
                 f"StepRunner: call self.accelerator.clip_grad_norm_ in it, or leave it out."
             )
 
+        if self.settings.batch_transform is not None and _is_users_own(self.model):
+            raise SettingsError(
+                "batch_transform has no effect on your own StepRunner: call it in there, or "
+                "leave it out."
+            )
+
     def _check_monitor_is_known(self) -> None:
         """Find a wrong name before training, where the columns are known before it."""
-        standard = self.model.EpochRunner is EpochRunner and not _overridescall_hooks(self.model)
+        standard = self.model.EpochRunner is EpochRunner and not _is_users_own(self.model)
         names = metric_names(self.model.metrics_dict)
         if not standard or names is None or self.compute is not None:
             return
@@ -237,7 +298,7 @@ def place(model: Trainable, device: torch.device) -> None:
             model.kwargs[name] = value.to(device)
 
 
-def _overridescall_hooks(model: Trainable) -> bool:
+def _is_users_own(model: Trainable) -> bool:
     """Tell whether the step is the user's own code, of which nothing is known."""
     runner = model.StepRunner
     if not issubclass(runner, StepRunner):

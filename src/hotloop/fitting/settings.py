@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class FitSettings:
     clip_grad_norm: float | None = None
     scheduler_interval: Literal["step", "epoch"] = "step"
     exact: bool = False
+    resident_budget: float | None = None
+    batch_transform: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
@@ -57,6 +60,17 @@ class FitSettings:
             raise SettingsError(
                 f"monitor={self.monitor!r} is no name: pass a column of the history, "
                 f"for instance monitor='val_loss'."
+            )
+        share = self.resident_budget
+        if share is not None and not (isinstance(share, (int, float)) and 0 <= share <= 1):
+            raise SettingsError(
+                f"resident_budget={share!r} is no share of free memory: pass a number from 0 "
+                f"(never hold data in memory) to 1."
+            )
+        if self.batch_transform is not None and not callable(self.batch_transform):
+            raise SettingsError(
+                f"batch_transform is a {type(self.batch_transform).__name__}, which cannot be "
+                f"called: pass a function of a batch of inputs."
             )
         norm = self.clip_grad_norm
         if norm is not None and not (isinstance(norm, (int, float)) and 0 < norm < math.inf):

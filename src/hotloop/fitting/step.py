@@ -14,7 +14,9 @@ from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
+from hotloop.fitting.speedups import ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
+from hotloop.metrics.batched import BatchedUpdates
 from hotloop.nested import count_samples
 
 
@@ -27,12 +29,19 @@ class StepOptions:
         clip_grad_norm: the largest joint norm of the gradients; None for no clipping.
         scheduler_per_step: whether the scheduler steps with the optimizer.
         epoch: counted from 1, for errors.
+        layout: the memory layout of images and convolutions; None leaves it alone.
+        join_metrics: metrics may see several batches joined; who reads them calls
+            ``flush_metrics`` before.
+        transform: changes training batches on the device, before the net sees them.
     """
 
     compute: Callable[[Any], Any] | None = None
     clip_grad_norm: float | None = None
     scheduler_per_step: bool = True
     epoch: int = 0
+    layout: ChannelsLast | None = None
+    join_metrics: bool = False
+    transform: Callable[[Any], Any] | None = None
 
 
 class StepRunner:
@@ -61,6 +70,7 @@ class StepRunner:
         self.kwargs = kwargs
         self.options = StepOptions()
         self.compute_loss = Forward(net, loss_fn)
+        self._updates = BatchedUpdates(self.metrics_dict)
         self._num_steps = 0
         self._group_samples = self._first_samples = 0
         self.net.train(stage == "train")
@@ -76,13 +86,22 @@ class StepRunner:
             over the epoch's samples; the metric objects keep their own state.
         """
         self._num_steps += 1
+        options = self.options
+        if options.transform is not None and self.stage == "train":
+            batch = options.transform(batch)
+        if options.layout is not None:
+            batch = options.layout.prepare(batch, self._try_loss)
         output = self.forward(batch)
         loss = self._read_on_host(output.loss, batch)
         if self.stage == "train" and self.optimizer is not None:
             self.optimize(output.loss, count_samples(batch))
         if output.preds is not None and len(self.metrics_dict):
+            preds = _detach(output.preds)
             with torch.no_grad():
-                update_metrics(self.metrics_dict, _detach(output.preds), output.labels)
+                if options.join_metrics:
+                    self._updates.add(preds, output.labels)
+                else:
+                    update_metrics(self.metrics_dict, preds, output.labels)
         losses: dict[str, Any] = {f"{self.stage}_loss": loss}
         for name, value in (output.extra or {}).items():
             losses[f"{self.stage}_{name}"] = _detach(value)
@@ -94,6 +113,16 @@ class StepRunner:
             if self.options.compute is not None:
                 return as_step_output(self.options.compute(batch))
             return self.compute_loss(batch)
+
+    def flush_metrics(self) -> None:
+        """Let the metrics see all batches so far."""
+        with torch.no_grad():
+            self._updates.flush()
+
+    def _try_loss(self, net: nn.Module, batch: Any) -> torch.Tensor:
+        """Return the loss of another net, for trials that change nothing."""
+        with self.accelerator.autocast():
+            return Forward(net, self.loss_fn)(batch).loss
 
     def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
         """Add the gradients of ``loss``, and step the optimizer where a group of batches ends.

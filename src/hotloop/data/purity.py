@@ -1,0 +1,147 @@
+"""Is reading a sample a pure function of its index? Looked at before relying on it."""
+
+from __future__ import annotations
+
+import io
+import random
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import default_collate as torch_default_collate
+
+from hotloop.data.random_state import RandomStates
+
+_MAX_DEPTH = 6
+_MAX_OBJECTS = 10_000
+
+
+class WatchedDataset(Dataset[Any]):
+    """Reads whole batches of a data set, and notes whether that used global random numbers.
+
+    Works in loader workers: the note travels with the samples.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[Any], RandomStates]:
+        """Return the samples, and the random states from before they were read."""
+        before = RandomStates.read()
+        return read_samples(self.dataset, indices), before
+
+
+def watched_collate(read: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the collated batch, and the names of the generators that reading it used."""
+    samples, before = read
+    batch = torch_default_collate(samples)
+    return batch, tuple(before.moved())
+
+
+def read_samples(dataset: Any, indices: list[int]) -> list[Any]:
+    """Read samples as a loader's fetcher does."""
+    if callable(getattr(dataset, "__getitems__", None)):
+        return list(dataset.__getitems__(indices))
+    return [dataset[index] for index in indices]
+
+
+def is_known_pure(dataset: Any) -> bool:
+    """Tell whether the data set is tensors and index arithmetic alone, by its exact types."""
+    if type(dataset) is Subset:
+        return is_known_pure(dataset.dataset)
+    if type(dataset) is ConcatDataset:
+        return all(is_known_pure(part) for part in dataset.datasets)
+    return type(dataset) is TensorDataset
+
+
+def reason_against(loader: Any, num_epochs: int) -> str | None:
+    """Return why a loader cannot be served from memory, None when nothing speaks against it.
+
+    Nothing is read and no random number drawn.
+    """
+    if type(loader) is not DataLoader:
+        return f"it is a {type(loader).__name__}, whose reading is unknown; pass a plain DataLoader"
+    dataset = loader.dataset
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return "its data set is a stream; give it __getitem__ and __len__"
+    if loader.batch_sampler is None:
+        return "it does not collate batches; pass a batch_size"
+    if type(loader.batch_sampler) is not BatchSampler:
+        return (
+            f"its batch_sampler is a {type(loader.batch_sampler).__name__}, whose form is unknown"
+        )
+    if loader.collate_fn is not torch_default_collate:
+        return "its collate_fn is your own; do that work in __getitem__, or in the net"
+    if loader.num_workers and loader.worker_init_fn is not None:
+        return "its worker_init_fn may change the data set; leave it out"
+    if not getattr(loader, "in_order", True):
+        return "in_order=False leaves the order of batches to chance"
+    if is_known_pure(dataset):
+        return None
+    if num_epochs < 2:
+        return "one epoch alone reads every sample once anyway"
+    if hasattr(dataset, "set_epoch"):
+        return "its data set has set_epoch, so samples change with the epoch"
+    found = find_state(dataset)
+    return None if found is None else f"its data set holds {found}, so samples may differ each time"
+
+
+def find_state(dataset: Any) -> str | None:
+    """Look through a data set's attributes for things that make reading impure.
+
+    Returns:
+        What was found and where ("a torch Generator (transform.rng)"), None for nothing. What
+        hides in closures and globals is not found; comparing reads is for that.
+    """
+    seen: set[int] = set()
+    pending: list[tuple[str, Any, int]] = [("", dataset, 0)]
+    while pending and len(seen) < _MAX_OBJECTS:
+        path, value, depth = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        name = _impure_kind(value)
+        if name is not None:
+            return f"{name} ({path})" if path else name
+        if depth < _MAX_DEPTH:
+            pending += [
+                (f"{path}.{key}" if path else key, part, depth + 1) for key, part in _parts(value)
+            ]
+    return None
+
+
+def _impure_kind(value: Any) -> str | None:
+    numpy: Any = sys.modules.get("numpy")
+    if isinstance(value, torch.Generator):
+        return "a torch Generator"
+    if isinstance(value, random.Random):
+        return "a random.Random"
+    if numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState)):
+        return "a numpy random generator"
+    if isinstance(value, (types.GeneratorType, io.IOBase)) and not isinstance(value, io.BytesIO):
+        return f"a {type(value).__name__}"
+    return None
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    """Return the named parts of an object worth looking into; arrays and long lists are data."""
+    if isinstance(value, (torch.Tensor, str, bytes, int, float, type, types.ModuleType)):
+        return []
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in list(value.items())[:100]]
+    if isinstance(value, (list, tuple, set)):
+        return [(str(index), part) for index, part in enumerate(list(value)[:100])]
+    if isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        return [
+            (name, cell.cell_contents)
+            for name, cell in zip(value.__code__.co_freevars, cells, strict=True)
+        ]
+    attributes = getattr(value, "__dict__", None)
+    return list(attributes.items()) if isinstance(attributes, dict) else []

@@ -1,0 +1,52 @@
+"""The global random states of this process: read, compared, put back."""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """The states of torch's CPU generator, Python's ``random`` and numpy's global generator.
+
+    numpy's is left out while nobody has imported numpy.
+    """
+
+    torch_state: torch.Tensor
+    python_state: Any
+    numpy_state: Any
+
+    @classmethod
+    def read(cls) -> RandomStates:
+        """Return the states as they are now."""
+        numpy: Any = sys.modules.get("numpy")
+        numpy_state = None if numpy is None else numpy.random.get_state()
+        return cls(torch.get_rng_state(), random.getstate(), numpy_state)
+
+    def moved(self) -> list[str]:
+        """Return the names of the generators that were used since this was read."""
+        now = RandomStates.read()
+        names = []
+        if not torch.equal(self.torch_state, now.torch_state):
+            names.append("torch")
+        if self.python_state != now.python_state:
+            names.append("random")
+        if self.numpy_state is not None and not _same_numpy(self.numpy_state, now.numpy_state):
+            names.append("numpy")
+        return names
+
+    def restore(self) -> None:
+        """Put the generators back to these states."""
+        torch.set_rng_state(self.torch_state)
+        random.setstate(self.python_state)
+        if self.numpy_state is not None:
+            sys.modules["numpy"].random.set_state(self.numpy_state)
+
+
+def _same_numpy(left: Any, right: Any) -> bool:
+    return bool(left[0] == right[0] and (left[1] == right[1]).all() and left[2:] == right[2:])

@@ -1,0 +1,349 @@
+"""Whole data sets as tensors on the training device, gathered by index there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import default_collate as torch_default_collate
+
+from hotloop.data.adapt import BatchSource
+from hotloop.data.budget import resident_budget
+from hotloop.data.encoding import Encoding, choose_encodings, same_bits
+from hotloop.data.purity import (
+    WatchedDataset,
+    is_known_pure,
+    read_samples,
+    reason_against,
+    watched_collate,
+)
+from hotloop.data.random_state import RandomStates
+from hotloop.data.sampling import IndexBatches, replay_is_faithful
+from hotloop.errors import DataError
+from hotloop.nested import iterate_leaves, map_leaves
+
+_FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
+_READ_BATCH = 256
+_NUM_REREAD = 64  # samples compared before the take-over
+_NUM_RECHECK = 4  # samples compared again each epoch
+_SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
+
+
+def _say_nothing(text: str) -> None:
+    del text
+
+
+class Declined(Exception):  # noqa: N818 - a decision, not an error
+    """The data stays on its loader; the text says why and what would change that."""
+
+
+class Column:
+    """One leaf of the batches, for all samples: ``(n, ...)``."""
+
+    def __init__(self, num_rows: int, first_rows: torch.Tensor) -> None:
+        self.shape, self.dtype = first_rows.shape[1:], first_rows.dtype
+        self._encodings = choose_encodings(first_rows)
+        self.encoding: Encoding = self._encodings.pop(0)
+        self.codes = torch.empty((num_rows, *self.shape), dtype=self.encoding.dtype)
+        self._num_filled = 0
+
+    @classmethod
+    def of_tensor(cls, tensor: torch.Tensor, device: torch.device) -> Column:
+        """Return a column that is a whole tensor; on its own device it is not copied."""
+        column = cls(0, tensor[:0])
+        column.codes = tensor.to(device)
+        return column
+
+    def append(self, rows: torch.Tensor) -> None:
+        """Add rows behind those that are there.
+
+        Raises:
+            Declined: they differ in shape or dtype.
+        """
+        if rows.shape[1:] != self.shape or rows.dtype != self.dtype:
+            raise Declined("its samples differ in shape or dtype")
+        codes = self.encoding.encode(rows)
+        while codes is None:
+            self._widen()
+            codes = self.encoding.encode(rows)
+        self.codes[self._num_filled : self._num_filled + len(rows)] = codes
+        self._num_filled += len(rows)
+
+    def gather(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the rows at ``indices`` (int64 (batch,), on the column's device)."""
+        return self.encoding.decode(self.codes.index_select(0, indices))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the column."""
+        return self.codes.numel() * self.codes.element_size()
+
+    def _widen(self) -> None:
+        """Go on with the next encoding that also holds all rows so far."""
+        filled = self.encoding.decode(self.codes[: self._num_filled])
+        while True:
+            self.encoding = self._encodings.pop(0)  # the last one holds anything
+            codes = self.encoding.encode(filled)
+            if codes is not None:
+                break
+        wider = torch.empty((len(self.codes), *self.shape), dtype=self.encoding.dtype)
+        wider[: self._num_filled] = codes
+        self.codes = wider
+
+
+class ResidentSource(BatchSource):
+    """Batches of a loader, from memory where that is proven to give the same ones.
+
+    Built before training: either every sample is read once (by the loader's own workers where
+    that takes long), watching the global random states, and some are read again and compared; or
+    the data is known to be tensors. A few samples are compared again each epoch. Order, last
+    batch, samplers and the use of random numbers are the loader's (``IndexBatches``).
+
+    Args:
+        loader: the user's.
+        role: the argument's name, for messages.
+        device: where batches go.
+        num_epochs: how often it will be iterated.
+        budget_share: of the free memory; see ``resident_budget``.
+        say: takes a line for the user when reading will take a while.
+
+    Raises:
+        Declined: it stays on its loader; the text says why.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        role: str,
+        device: torch.device,
+        num_epochs: int,
+        budget_share: float | None = None,
+        say: Callable[[str], None] = _say_nothing,
+    ) -> None:
+        super().__init__(loader, role, device)
+        self._say = say
+        reason = reason_against(loader, num_epochs)
+        if reason is not None:
+            raise Declined(reason)
+        if not replay_is_faithful():
+            raise Declined("this version of torch draws random numbers in an order not known")
+        self._loader: DataLoader[Any] = loader
+        self._budget = resident_budget(device, budget_share)
+        self._template: Any = None
+        self._columns: list[Column] = []
+        self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
+        self._versions: list[tuple[torch.Tensor, int]] = []
+        self._known_pure = is_known_pure(loader.dataset)
+        self.given_up: str | None = None
+        if self._known_pure:
+            self._take_tensors()
+        else:
+            self._read_all()
+        self._index_batches = IndexBatches(loader)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the resident data."""
+        return sum(column.num_bytes for column in self._columns)
+
+    def describe(self) -> str:
+        """Say what is resident."""
+        size = self.num_bytes / 2**20
+        return f"{self.role} is resident: {len(self._loader.dataset):,} samples, {size:,.1f} MiB"  # type: ignore[arg-type]
+
+    def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
+        """Yield ``(None, batch on the device)``; the labels were seen when the data was read."""
+        if self.given_up is None and not self._known_pure:
+            self.given_up = self._recheck()
+        if self.given_up is not None:
+            yield from super().iterate_with_host()
+            return
+        if any(tensor._version != version for tensor, version in self._versions):
+            self._take_tensors()  # the user changed the tensors in place since
+        host_batch = self._host_labels()
+        for indices in self._index_batches.epoch():
+            yield host_batch, self._gather(_as_rows(indices, self.role))
+            host_batch = None
+
+    def _host_labels(self) -> Any:
+        """Return all labels in the place of a batch's, for the check of their range."""
+        if self.device.type == "cpu" or type(self._template) is not list:
+            return None
+        return [None, self._columns[-1].encoding.decode(self._columns[-1].codes).cpu()]
+
+    def _gather(self, indices: torch.Tensor) -> Any:
+        if self._row_of is not None:
+            indices = self._row_of[indices]
+        indices = indices.to(self.device, non_blocking=True)
+        if type(self._template) is list:  # what default_collate makes of tuples
+            return [column.gather(indices) for column in self._columns]
+        rows = iter([column.gather(indices) for column in self._columns])
+        return map_leaves(self._template, lambda _: next(rows))
+
+    def _take_tensors(self) -> None:
+        tensors, self._row_of = _flatten(self._loader.dataset)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        copied = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in tensors
+            if tensor.device != self.device
+        )
+        if copied > self._budget:
+            raise Declined(_over_budget(num_bytes, self._budget))
+        self._columns = [Column.of_tensor(tensor, self.device) for tensor in tensors]
+        self._template = [None] * len(tensors)
+        self._versions = [(tensor, tensor._version) for tensor in tensors]
+
+    def _read_all(self) -> None:
+        dataset: Any = self._loader.dataset
+        before = RandomStates.read()
+        try:
+            for batch, used in self._watched_batches(dataset):
+                if used:
+                    raise Declined(
+                        f"reading samples draws random numbers ({', '.join(used)}); "
+                        f"do the random part as a batch_transform on the device"
+                    )
+                self._append(batch, len(dataset))
+            step = max(len(dataset) // _NUM_REREAD, 1)
+            spread = list(range(0, len(dataset), step))
+            if self._differs(spread):
+                raise Declined("a sample read twice is not the same; make reading depend on "
+                               "the index alone")  # fmt: skip
+            if before.moved():
+                raise Declined("reading samples draws random numbers")
+        except Declined:
+            raise
+        except Exception as error:
+            raise Declined(f"reading its samples one by one failed ({error})") from error
+        finally:
+            before.restore()
+        for column in self._columns:
+            column.codes = column.codes.to(self.device)
+
+    def _watched_batches(self, dataset: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
+        """Read all samples once, in order; through workers when the first batch was slow."""
+        watched = WatchedDataset(dataset)
+        first = list(range(min(_FIRST_BATCH, len(dataset))))
+        started = time.perf_counter()
+        yield watched_collate(watched.__getitems__(first))
+        seconds = (time.perf_counter() - started) / len(first) * len(dataset)
+        num_workers = 0
+        if seconds > _SLOW_SECONDS:
+            num_workers = self._loader.num_workers
+            seconds /= max(num_workers, 1)
+            self._say(f"reading all of {self.role} once, about {seconds:.0f} s")
+        rest: DataLoader[Any] = DataLoader(
+            watched,
+            batch_sampler=[
+                list(range(start, min(start + _READ_BATCH, len(dataset))))
+                for start in range(len(first), len(dataset), _READ_BATCH)
+            ],
+            collate_fn=watched_collate,
+            num_workers=num_workers,
+            multiprocessing_context=self._loader.multiprocessing_context if num_workers else None,
+            generator=torch.Generator().manual_seed(0),  # leaves torch's own alone
+        )
+        yield from rest
+
+    def _append(self, batch: Any, num_rows: int) -> None:
+        leaves = [leaf for _, leaf in iterate_leaves(batch)]
+        if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise Declined("its samples hold other things than numbers and tensors")
+        if not self._columns:
+            self._template = map_leaves(batch, lambda _: None)
+            num_samples = len(leaves[0])
+            num_bytes = 0
+            for leaf in leaves:
+                narrowest = choose_encodings(leaf)[0].dtype
+                num_bytes += leaf[0].numel() * narrowest.itemsize * num_rows
+            if num_bytes > self._budget:
+                raise Declined(_over_budget(num_bytes, self._budget))
+            if any(len(leaf) != num_samples for leaf in leaves):
+                raise Declined("its samples do not stack to one row each")
+            self._columns = [Column(num_rows, leaf) for leaf in leaves]
+        if len(leaves) != len(self._columns):
+            raise Declined("its samples differ in structure")
+        for column, leaf in zip(self._columns, leaves, strict=True):
+            column.append(leaf)
+        if self.num_bytes > self._budget:  # a column had to be widened
+            raise Declined(_over_budget(self.num_bytes, self._budget))
+
+    def _differs(self, indices: list[int]) -> bool:
+        """Read samples again and tell whether any differs from what is stored."""
+        again = torch_default_collate(read_samples(self._loader.dataset, indices))
+        rows = torch.tensor(indices, device=self._columns[0].codes.device)
+        stored = [column.gather(rows).cpu() for column in self._columns]
+        leaves = [leaf for _, leaf in iterate_leaves(again)]
+        return len(leaves) != len(stored) or not all(
+            isinstance(leaf, torch.Tensor) and same_bits(leaf, column)
+            for leaf, column in zip(leaves, stored, strict=True)
+        )
+
+    def _recheck(self) -> str | None:
+        """Compare a few samples again; return why the resident data must be given up, if so."""
+        before = RandomStates.read()
+        num_rows = len(self._columns[0].codes)
+        generator = torch.Generator().manual_seed(time.time_ns() % 2**63)
+        chosen = torch.randint(num_rows, (_NUM_RECHECK,), generator=generator).tolist()
+        try:
+            changed = self._differs(chosen) or bool(before.moved())
+        finally:
+            before.restore()
+        return "its samples have changed since they were read" if changed else None
+
+
+def make_source(
+    source: BatchSource, num_epochs: int, budget_share: float | None, say: Callable[[str], None]
+) -> BatchSource:
+    """Return ``source`` from memory where that is safe, else as it is; say which, and why."""
+    if not isinstance(source.batches, DataLoader) or budget_share == 0:
+        return source
+    try:
+        resident = ResidentSource(
+            source.batches, source.role, source.device, num_epochs, budget_share, say
+        )
+    except Declined as declined:
+        say(f"{source.role} stays on its loader: {declined}")
+        return source
+    say(resident.describe())
+    return resident
+
+
+def _flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Return the tensors of a known-pure data set, and the rows of its samples (None for all)."""
+    if type(dataset) is Subset:
+        tensors, rows = _flatten(dataset.dataset)
+        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return tensors, chosen if rows is None else rows[chosen]
+    if type(dataset) is ConcatDataset:
+        parts = [_flatten(part) for part in dataset.datasets]
+        picked = [
+            [tensor if rows is None else tensor[rows] for tensor in tensors]
+            for tensors, rows in parts
+        ]
+        layouts = {tuple((t.shape[1:], t.dtype, t.device) for t in tensors) for tensors in picked}
+        if len(layouts) != 1:
+            raise Declined("the parts of its data set differ in shape or dtype")
+        return [torch.cat(columns) for columns in zip(*picked, strict=True)], None
+    return list(dataset.tensors), None
+
+
+def _as_rows(indices: list[int], role: str) -> torch.Tensor:
+    try:
+        return torch.tensor(indices, dtype=torch.int64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the sampler of {role} gives {indices[:1]} where indices are expected: pass "
+            f"resident_budget=0 to have it read by its loader."
+        ) from error
+
+
+def _over_budget(num_bytes: int, budget: int) -> str:
+    return (
+        f"it needs {num_bytes / 2**20:,.0f} MiB and the budget is {budget / 2**20:,.0f} MiB; "
+        f"raise resident_budget to have it in memory"
+    )

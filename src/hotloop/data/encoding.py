@@ -77,6 +77,11 @@ class Table:
         codes = places.to(torch.uint8)
         return codes if same_bits(table[places], values) else None
 
+    def extended(self, values: torch.Tensor) -> Table | None:
+        """Return a table that holds ``values`` too, None where a byte cannot count them."""
+        distinct = torch.unique(torch.cat([self.table, torch.unique(values)]))
+        return Table(distinct) if _fits_a_table(distinct) else None
+
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the values."""
         if self.table.device != codes.device:
@@ -110,9 +115,13 @@ def choose_encodings(values: torch.Tensor) -> list[Encoding]:
     elif values.dtype == torch.float32 and values.numel() > 256:
         candidates += [Bytes(255), Bytes(16), Bytes(1)]
         distinct = torch.unique(values)
-        if len(distinct) <= 256 and not bool(distinct.isnan().any()):
+        if _fits_a_table(distinct):
             candidates.append(Table(distinct))
     return [c for c in candidates if c.encode(values) is not None] + [AsIs(values.dtype)]
+
+
+def _fits_a_table(distinct: torch.Tensor) -> bool:
+    return len(distinct) <= 256 and not bool(distinct.isnan().any())
 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:

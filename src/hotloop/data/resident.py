@@ -12,7 +12,7 @@ from torch.utils.data import default_collate as torch_default_collate
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
-from hotloop.data.encoding import Encoding, choose_encodings, same_bits
+from hotloop.data.encoding import Encoding, Table, choose_encodings, same_bits
 from hotloop.data.purity import (
     WatchedDataset,
     is_known_pure,
@@ -67,7 +67,7 @@ class Column:
             raise Declined("its samples differ in shape or dtype")
         codes = self.encoding.encode(rows)
         while codes is None:
-            self._widen()
+            self._widen(rows)
             codes = self.encoding.encode(rows)
         self.codes[self._num_filled : self._num_filled + len(rows)] = codes
         self._num_filled += len(rows)
@@ -81,9 +81,13 @@ class Column:
         """Memory of the column."""
         return self.codes.numel() * self.codes.element_size()
 
-    def _widen(self) -> None:
+    def _widen(self, rows: torch.Tensor) -> None:
         """Go on with the next encoding that also holds all rows so far."""
         filled = self.encoding.decode(self.codes[: self._num_filled])
+        if isinstance(self.encoding, Table):
+            extended = self.encoding.extended(rows)
+            if extended is not None and extended.encode(rows) is not None:
+                self._encodings.insert(0, extended)
         while True:
             self.encoding = self._encodings.pop(0)  # the last one holds anything
             codes = self.encoding.encode(filled)
@@ -164,8 +168,8 @@ class ResidentSource(BatchSource):
         if any(tensor._version != version for tensor, version in self._versions):
             self._take_tensors()  # the user changed the tensors in place since
         host_batch = self._host_labels()
-        for indices in self._index_batches.epoch():
-            yield host_batch, self._gather(_as_rows(indices, self.role))
+        for rows in self._rows():
+            yield host_batch, self._gather(rows)
             host_batch = None
 
     def _host_labels(self) -> Any:
@@ -173,6 +177,15 @@ class ResidentSource(BatchSource):
         if self.device.type == "cpu" or type(self._template) is not list:
             return None
         return [None, self._columns[-1].encoding.decode(self._columns[-1].codes).cpu()]
+
+    def _rows(self) -> Iterator[torch.Tensor]:
+        try:
+            yield from self._index_batches.epoch_rows()
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"the sampler of {self.role} gives other things than indices ({error}): pass "
+                f"resident_budget=0 to have it read by its loader."
+            ) from error
 
     def _gather(self, indices: torch.Tensor) -> Any:
         if self._row_of is not None:
@@ -330,16 +343,6 @@ def _flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
             raise Declined("the parts of its data set differ in shape or dtype")
         return [torch.cat(columns) for columns in zip(*picked, strict=True)], None
     return list(dataset.tensors), None
-
-
-def _as_rows(indices: list[int], role: str) -> torch.Tensor:
-    try:
-        return torch.tensor(indices, dtype=torch.int64)
-    except (TypeError, ValueError) as error:
-        raise DataError(
-            f"the sampler of {role} gives {indices[:1]} where indices are expected: pass "
-            f"resident_budget=0 to have it read by its loader."
-        ) from error
 
 
 def _over_budget(num_bytes: int, budget: int) -> str:

@@ -14,9 +14,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from hotloop.data.random_state import RandomStates
+
+_AT_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class IndexBatches:
@@ -32,10 +42,8 @@ class IndexBatches:
 
     def epoch(self) -> Iterator[list[int]]:
         """Yield the index batches of the next epoch."""
+        self._draw_base_seed()
         loader = self.loader
-        if not self._workers_live:  # persistent workers keep the base seed they were born with
-            torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-        self._workers_live = bool(loader.persistent_workers)
         batches = iter(loader.batch_sampler)  # type: ignore[arg-type]
         depth = (loader.prefetch_factor or 0) * loader.num_workers
         ahead = collections.deque(itertools.islice(batches, depth))
@@ -47,6 +55,34 @@ class IndexBatches:
             if not ahead:
                 return
             yield ahead.popleft()
+
+    def epoch_rows(self) -> Iterator[torch.Tensor]:
+        """Yield the index batches of the next epoch as int64 (batch,).
+
+        Those of torch's own samplers are drawn at once, which is when the loader draws them too.
+
+        Raises:
+            TypeError: a sampler gives something else than integers.
+        """
+        batch_sampler: Any = self.loader.batch_sampler
+        if type(batch_sampler) is not BatchSampler or type(batch_sampler.sampler) not in _AT_ONCE:
+            yield from map(_as_rows, self.epoch())
+            return
+        self._draw_base_seed()
+        rows = _as_rows(list(batch_sampler.sampler))
+        batches = torch.split(rows, batch_sampler.batch_size)
+        if batch_sampler.drop_last and len(rows) % batch_sampler.batch_size:
+            batches = batches[:-1]
+        yield from batches
+
+    def _draw_base_seed(self) -> None:
+        if not self._workers_live:  # persistent workers keep the base seed they were born with
+            torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
+        self._workers_live = bool(self.loader.persistent_workers)
+
+
+def _as_rows(indices: list[int]) -> torch.Tensor:
+    return torch.tensor(indices, dtype=torch.int64)
 
 
 class _Identity(Dataset[int]):
@@ -82,7 +118,10 @@ def replay_is_faithful() -> bool:
                     _Identity(11), 4, shuffle=True, generator=generator, collate_fn=_as_list
                 )
                 source = IndexBatches(loader)
-                epochs = [list(source.epoch() if replay else loader) for _ in range(2)]
+                epochs = [
+                    [rows.tolist() for rows in source.epoch_rows()] if replay else list(loader)
+                    for _ in range(2)
+                ]
                 states = [torch.get_rng_state()]
                 states += [generator.get_state()] if generator is not None else []
                 outcomes.append((epochs, [state.tolist() for state in states]))

@@ -15,6 +15,7 @@ from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.readback import Readback
 from hotloop.fitting.step import StepRunner
+from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import (
     LossLog,
     compute_metrics,
@@ -36,11 +37,13 @@ class EpochOptions:
         progress: what the user sees.
         interrupt: how the user stops.
         epoch: counted from 1; 0 outside ``fit``.
+        threads: a trial of the number of threads over training steps; None for none.
     """
 
     progress: Progress = field(default_factory=Progress)
     interrupt: Interrupt = field(default_factory=Interrupt)
     epoch: int = 0
+    threads: ThreadTrial | None = None
 
 
 class EpochRunner:
@@ -76,6 +79,7 @@ class EpochRunner:
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
+        threads = self.options.threads if self.stage == "train" else None
         for step, batch in enumerate(self._batches(dataloader), start=1):
             if self.stage == "train":
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
@@ -84,6 +88,8 @@ class EpochRunner:
             for name, value in losses.items():
                 self._log(name).append(value, num_samples)
             display.step(num_samples, step_values)
+            if threads is not None and not threads.done:
+                threads.tick()
             self.options.interrupt.check()
         self._finish_open_group()
         values = {name: log.mean() for name, log in self._logs.items()}

@@ -31,6 +31,7 @@ from hotloop.fitting.optimizers import (
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import metric_names, to_host
 from hotloop.metrics.batched import BatchedUpdates
 
@@ -97,6 +98,7 @@ class FitRun:
         self.layout: ChannelsLast | None = None
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
+        self.threads: ThreadTrial | None = None
         if not settings.exact:
             self._choose_speedups()
 
@@ -155,7 +157,7 @@ class FitRun:
         runner = self._make_step_runner(stage, epoch)
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
-            epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch)
+            epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch, self.threads)
         with torch.set_grad_enabled(stage == "train"):
             values = epoch_runner(source)
         return {name: to_host(value) for name, value in values.items()}
@@ -206,6 +208,8 @@ class FitRun:
         layout = ChannelsLast(model.net, model.optimizer)
         if layout.applies and self.compute is None:
             self.layout = layout
+        if self.device.type == "cpu":
+            self.threads = ThreadTrial()
         counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
         self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
 
@@ -222,6 +226,8 @@ class FitRun:
             self.layout.undo()
         if self.fused is not None:
             self.fused.undo()
+        if self.threads is not None:
+            self.threads.undo()
 
     def _step_scheduler(self, row: dict[str, Any]) -> None:
         scheduler = self.model.lr_scheduler

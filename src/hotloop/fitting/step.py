@@ -14,7 +14,7 @@ from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
-from hotloop.fitting.speedups import ChannelsLast
+from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.nested import count_samples
@@ -140,7 +140,16 @@ class StepRunner:
         accelerator.backward_unscaled(loss)
         if accelerator.sync_gradients:
             self.finish_group()
+            self.clear_gradients()
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients; for torch's own optimizers without their profiling wrapper."""
+        if type(self.optimizer) not in FUSED_OPTIMIZERS:
             self.optimizer.zero_grad()
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def finish_group(self) -> None:
         """Step optimizer and scheduler on the gradients accumulated since the last step."""

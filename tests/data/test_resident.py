@@ -1,0 +1,323 @@
+"""Resident data serves bitwise what the loader would, or is not used at all."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from hotloop.data.random_state import RandomStates
+from hotloop.data.resident import Declined, ResidentSource
+
+CPU = torch.device("cpu")
+N = 103
+
+
+class Images(Dataset):
+    """A user's own data set: 8-bit images made floats, a Python float, an int, in a dict."""
+
+    def __init__(self, n=N):
+        generator = torch.Generator().manual_seed(3)
+        self.pixels = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=generator)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, index):
+        image = self.pixels[index].float().div(255)
+        return {"image": image, "pair": (float(index) / 3, index % 7)}
+
+
+class Pairs(Images):
+    def __getitem__(self, index):
+        return (self.pixels[index].float().div(255) - 0.13) / 0.3, index % 7
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(5)
+    return TensorDataset(torch.randn(N, 4, generator=generator), torch.arange(N))
+
+
+def make_loader(dataset, **options):
+    return DataLoader(dataset, **{"batch_size": 10, "shuffle": True, **options})
+
+
+def equal(left, right):
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    return type(left) is type(right) and all(map(equal, left, right))
+
+
+class EveryOther(Sampler):
+    """A user's own sampler that draws from torch's generator as it goes."""
+
+    def __iter__(self):
+        for index in range(0, N, 2):
+            yield (index + int(torch.randint(2, ()))) % N
+
+    def __len__(self):
+        return (N + 1) // 2
+
+
+DATASETS = {
+    "tensors": tensors,
+    "images": Images,
+    "subset": lambda: Subset(Subset(tensors(), list(range(90))), list(range(80, 0, -1))),
+    "concatenated": lambda: ConcatDataset([tensors(), Subset(tensors(), [5, 4, 5])]),
+    "subset of images": lambda: Subset(Pairs(), list(range(0, N, 2))),
+}
+LOADERS = {
+    "shuffled": {},
+    "own generator": {"generator": torch.Generator},
+    "drop_last": {"drop_last": True},
+    "in order": {"shuffle": False},
+    "two workers": {"num_workers": 2},
+    "persistent workers": {"num_workers": 2, "persistent_workers": True},
+    "own generator, workers": {"generator": torch.Generator, "num_workers": 1},
+    "with replacement": {"shuffle": None, "sampler": lambda d: RandomSampler(d, True, 57)},
+    "num_samples": {"shuffle": None, "sampler": lambda d: RandomSampler(d, num_samples=150)},
+    "weighted": {
+        "shuffle": None,
+        "sampler": lambda d: WeightedRandomSampler(torch.arange(1.0, len(d) + 1), 64),
+    },
+    "subset sampler": {"shuffle": None, "sampler": lambda d: SubsetRandomSampler(range(0, 40, 3))},
+    "own sampler": {"shuffle": None, "sampler": lambda d: EveryOther()},
+    "own sampler, workers": {
+        "shuffle": None,
+        "sampler": lambda d: EveryOther(),
+        "num_workers": 2,
+        "prefetch_factor": 3,
+    },
+}
+
+
+def build(dataset_name, loader_name):
+    dataset = DATASETS[dataset_name]()
+    options = dict(LOADERS[loader_name])
+    if "generator" in options:
+        options["generator"] = torch.Generator().manual_seed(11)
+    if "sampler" in options:
+        options["sampler"] = options["sampler"](dataset)
+    return make_loader(dataset, **options)
+
+
+CASES = [("tensors", name) for name in LOADERS] + [(name, "shuffled") for name in DATASETS]
+CASES += [("images", "two workers"), ("images", "own generator, workers")]
+
+
+@pytest.mark.parametrize(("dataset_name", "loader_name"), sorted(set(CASES)))
+def test_batches_and_random_numbers_are_the_loaders(dataset_name, loader_name):
+    if loader_name.startswith(("subset sampler", "own sampler")) and dataset_name != "tensors":
+        pytest.skip("indices made for 103 samples")
+    epochs = {}
+    for resident in (False, True):
+        torch.manual_seed(42)
+        random.seed(1)
+        np.random.seed(2)
+        loader = build(dataset_name, loader_name)
+        source = ResidentSource(loader, "train_data", CPU, 3) if resident else loader
+        # the step draws between batches, as dropout does
+        seen = [[(copy.deepcopy(batch), torch.rand(2)) for batch in source] for _ in range(3)]
+        seen.append([torch.rand(3), random.random(), np.random.rand()])
+        epochs[resident] = seen
+    for plain, served in zip(epochs[False][:3], epochs[True][:3], strict=True):
+        assert len(plain) == len(served)
+        for (batch, drawn), (own_batch, own_drawn) in zip(plain, served, strict=True):
+            assert equal(batch, own_batch)
+            assert torch.equal(drawn, own_drawn)
+    assert torch.equal(epochs[False][3][0], epochs[True][3][0])
+    assert epochs[False][3][1:] == epochs[True][3][1:]
+
+
+def test_images_are_kept_as_bytes():
+    source = ResidentSource(make_loader(Images()), "train_data", CPU, 2)
+    image, real, label = (column.codes for column in source._columns)
+    assert image.dtype == torch.uint8
+    assert real.dtype == torch.float64  # what default_collate makes of Python floats
+    assert label.dtype == torch.uint8
+    normalised = ResidentSource(make_loader(Pairs()), "train_data", CPU, 2)
+    assert normalised._columns[0].codes.dtype == torch.uint8  # through a table
+
+
+class DrawsFromTorch(Images):
+    def __getitem__(self, index):
+        return torch.rand(3), index
+
+
+class DrawsFromRandom(Images):
+    def __getitem__(self, index):
+        return torch.full((3,), random.random()), index
+
+
+class DrawsFromNumpyNowAndThen(Images):
+    def __getitem__(self, index):
+        return torch.full((3,), np.random.rand() if index == 77 else 0.0), index
+
+
+class ReadsTheClock(Images):
+    def __getitem__(self, index):
+        return torch.tensor([time.perf_counter()]), index
+
+
+class Counts(Images):
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return torch.tensor([self.reads]), index
+
+
+class HasItsOwnGenerator(Images):
+    def __init__(self):
+        super().__init__()
+        self.transform = type("Jitter", (), {})()
+        self.transform.rng = np.random.default_rng(0)
+
+
+class KnowsTheEpoch(Images):
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+class Ragged(Images):
+    def __getitem__(self, index):
+        return torch.zeros(3 if index < 50 else 4), index
+
+
+class Worded(Images):
+    def __getitem__(self, index):
+        return torch.zeros(3), f"sample {index}"
+
+
+class Broken(Images):
+    def __getitem__(self, index):
+        if index == 60:
+            raise OSError("sample 60 is not readable")
+        return torch.zeros(3), index
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([torch.zeros(3)] * 8)
+
+
+def hidden_generator():
+    rng = np.random.default_rng(0)
+
+    class Closure(Images):
+        def __getitem__(self, index):
+            return torch.tensor([rng.random()]), index
+
+    return Closure()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "why"),
+    [
+        (DrawsFromTorch, r"draws random numbers \(torch\)"),
+        (DrawsFromRandom, r"draws random numbers \(random\)"),
+        (DrawsFromNumpyNowAndThen, r"draws random numbers \(numpy\)"),
+        (ReadsTheClock, "read twice is not the same"),
+        (Counts, "read twice is not the same"),
+        (hidden_generator, "read twice is not the same"),
+        (HasItsOwnGenerator, r"a numpy random generator \(transform.rng\)"),
+        (KnowsTheEpoch, "has set_epoch"),
+        (Ragged, "differ|failed"),
+        (Worded, "other things than numbers"),
+        (Broken, "sample 60 is not readable"),
+        (Stream, "is a stream"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_impure_reading_is_declined_and_draws_nothing(dataset, why, workers):
+    loader = make_loader(dataset(), shuffle=dataset is not Stream, num_workers=workers)
+    before = RandomStates.read()
+    with pytest.raises(Declined, match=why):
+        ResidentSource(loader, "train_data", CPU, 5)
+    assert before.moved() == []
+
+
+def test_other_reasons_to_decline():
+    data = Images()
+
+    class Loader(DataLoader):
+        pass
+
+    def collate(samples):
+        return samples
+
+    own_batches = [[0, 1], [2, 3]]
+    for loader, why in [
+        (Loader(data, 10), "is a Loader"),
+        (DataLoader(data, 10, collate_fn=collate), "collate_fn is your own"),
+        (DataLoader(data, batch_size=None), "does not collate"),
+        (DataLoader(data, batch_sampler=own_batches), "batch_sampler is a list"),
+        (DataLoader(data, 10, num_workers=1, worker_init_fn=print), "worker_init_fn"),
+        (DataLoader(data, 10, num_workers=1, in_order=False), "in_order"),
+    ]:
+        with pytest.raises(Declined, match=why):
+            ResidentSource(loader, "train_data", CPU, 5)
+    with pytest.raises(Declined, match="one epoch alone"):
+        ResidentSource(make_loader(data), "train_data", CPU, 1)
+    ResidentSource(make_loader(tensors()), "train_data", CPU, 1)  # tensors cost no reading
+    sampler = BatchSampler(RandomSampler(data), 10, False)
+    ResidentSource(DataLoader(data, batch_sampler=sampler), "train_data", CPU, 2)
+
+
+def test_budget_is_respected(monkeypatch):
+    with pytest.raises(Declined, match="budget is 0 MiB"):
+        ResidentSource(make_loader(Images()), "train_data", CPU, 3, budget_share=0.0)
+    monkeypatch.setenv("HOTLOOP_RESIDENT_BUDGET", "0")
+    with pytest.raises(Declined, match="raise resident_budget"):
+        ResidentSource(make_loader(Images()), "train_data", CPU, 3)
+    monkeypatch.setenv("HOTLOOP_RESIDENT_BUDGET", "plenty")
+    with pytest.raises(ValueError, match="number from 0 to 1"):
+        ResidentSource(make_loader(Images()), "train_data", CPU, 3)
+
+
+def test_a_column_that_must_be_widened_keeps_its_rows():
+    class Widening(Images):
+        def __getitem__(self, index):
+            return torch.tensor([index / 255.0 if index < 60 else index * 1e-3]), index * 1000
+
+    loader = make_loader(Widening(), shuffle=False)
+    plain = list(loader)
+    served = list(ResidentSource(loader, "train_data", CPU, 2))
+    assert all(map(equal, plain, served))
+
+
+def test_data_that_changes_later_goes_back_to_the_loader():
+    dataset = Images()
+    source = ResidentSource(make_loader(dataset, shuffle=False), "train_data", CPU, 3)
+    list(source)
+    dataset.pixels = 255 - dataset.pixels
+    first = next(iter(source))
+    assert "changed" in source.given_up
+    assert torch.equal(first["image"][0], dataset[0]["image"])
+
+
+def test_tensors_changed_in_place_are_seen():
+    dataset = tensors()
+    source = ResidentSource(make_loader(dataset, shuffle=False), "train_data", CPU, 3)
+    dataset.tensors[0].mul_(2)
+    assert torch.equal(next(iter(source))[0], dataset.tensors[0][:10])
+    assert len(source) == source.size == 11

@@ -1,4 +1,4 @@
-"""Small image data sets for examples and tests: Fashion-MNIST, MNIST, and digits without network."""
+"""Small image data sets: Fashion-MNIST, MNIST, and handwritten digits that need no network."""
 
 from __future__ import annotations
 

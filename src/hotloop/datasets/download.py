@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 _CHUNK_BYTES = 1 << 18
@@ -57,6 +58,8 @@ def fetch_from_mirrors(
                 os.replace(partial, folder / name)
                 return folder / name
         except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
             wrong = str(error) or type(error).__name__
         finally:
             partial.unlink(missing_ok=True)

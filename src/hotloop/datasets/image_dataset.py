@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from torch.utils.data import Dataset
 
 from hotloop.errors import DataError, LabelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _LARGEST_UINT8 = 255
 
@@ -26,7 +30,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         labels: int64 (n,), indices into ``classes``.
         classes: the name of each class.
         name: what the images are, for messages ("Fashion-MNIST train").
-        max_value: the pixel value that stands for 1.0; 255 for 8-bit images.
+        max_value: the pixel value that stands for 1.0, 255 for 8-bit images; read-only.
         transform: called with one image, a uint8 numpy array (height, width) of its own, which
             torchvision's ``ToTensor`` or ``ToPILImage`` takes as it is; what it returns takes the
             place of ``image``. It may be set at any time before the loader starts its workers,
@@ -41,7 +45,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         name: str,
         *,
         max_value: int = _LARGEST_UINT8,
-        transform: Callable[[Any], Any] | None = None,
+        transform: Callable[[npt.NDArray[np.uint8]], Any] | None = None,
     ) -> None:
         """Hold the images; nothing is copied.
 
@@ -63,8 +67,14 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.labels = labels
         self.classes = tuple(classes)
         self.name = name
-        self.max_value = max_value
         self.transform = transform
+        # divides pixels in one operation, to float32 whatever torch's default dtype and device are
+        self._white = torch.tensor(max_value, dtype=torch.float32, device="cpu")
+
+    @property
+    def max_value(self) -> int:
+        """The pixel value that stands for 1.0."""
+        return int(self._white)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -76,16 +86,17 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             IndexError: there is no image of that index.
         """
         position = operator.index(index)
-        if not -len(self) <= position < len(self):
+        num_images = len(self)
+        if not -num_images <= position < num_images:
             raise IndexError(
-                f"index {position} is out of range: {self.name} has {len(self):,} images."
+                f"index {position} is out of range: {self.name} has {num_images:,} images."
             )
+        position %= num_images  # a negative one counts from the end
         label = int(self.labels[position])
-        image = self.images[position]
         if self.transform is not None:
             # a copy, so that a transform that works in place leaves the stored pixels alone
-            return self.transform(image.numpy().copy()), label
-        return image.unsqueeze(0).to(torch.float32).div_(self.max_value), label
+            return self.transform(self.images[position].numpy().copy()), label
+        return torch.div(self.images[position : position + 1], self._white), label
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the whole set: float32 (n, 1, height, width) in [0, 1], int64 (n,).
@@ -93,7 +104,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         The images are bitwise those of indexing without a transform: ``transform`` is not
         applied. Both tensors are new.
         """
-        return self.images.unsqueeze(1).to(torch.float32).div_(self.max_value), self.labels.clone()
+        return torch.div(self.images.unsqueeze(1), self._white), self.labels.clone()
 
     def __repr__(self) -> str:
         _, height, width = self.images.shape

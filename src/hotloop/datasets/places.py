@@ -12,24 +12,24 @@ _SYSTEM_FOLDER = Path("/usr/share/datasets")
 
 
 def folders_to_search(source: IdxSource, root: str | os.PathLike[str] | None) -> list[Path]:
-    """Return the folders to look into, in this order.
+    """Return the folders to look into, in this order, each once.
 
-    With a ``root``, that folder alone, in the layouts of ``_layouts``. Without one: the folder
-    that the environment variable HOTLOOP_DATA names, in the same layouts, hotloop's cache, the
-    system's folder.
+    First ``root``, then the folder that the environment variable HOTLOOP_DATA names, hotloop's
+    cache, and the system's folder; in each, torchvision's folder is looked into as well.
     """
-    if root is not None:
-        return _layouts(Path(root).expanduser(), source)
     folders = []
-    if os.environ.get(DATA_VARIABLE):
-        folders += _layouts(Path(os.environ[DATA_VARIABLE]).expanduser(), source)
-    return [*folders, cache_folder(source), _SYSTEM_FOLDER / source.folder]
+    for named in (root, os.environ.get(DATA_VARIABLE)):
+        if named is not None and named != "":
+            folders += _layouts(Path(named).expanduser(), source)
+    for own in (cache_folder(source), _SYSTEM_FOLDER / source.folder):
+        folders += [own, _torchvision_folder(own, source)]
+    return list(dict.fromkeys(folders))
 
 
 def download_folder(source: IdxSource, root: str | os.PathLike[str] | None) -> Path:
     """Return the folder to download into: torchvision's in ``root``, or hotloop's cache."""
     if root is not None:
-        return Path(root).expanduser() / source.torchvision_folder / "raw"
+        return _torchvision_folder(Path(root).expanduser(), source)
     return cache_folder(source)
 
 
@@ -54,4 +54,8 @@ def _layouts(base: Path, source: IdxSource) -> list[Path]:
 
     The most specific comes first: relatives of MNIST share their file names.
     """
-    return [base / source.folder, base / source.torchvision_folder / "raw", base]
+    return [base / source.folder, _torchvision_folder(base, source), base]
+
+
+def _torchvision_folder(base: Path, source: IdxSource) -> Path:
+    return base / source.torchvision_folder / "raw"

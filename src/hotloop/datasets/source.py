@@ -17,8 +17,9 @@ class IdxSource:
         classes: the name of each class.
         height: of an image, in pixels.
         width: of an image, in pixels.
-        counts: for "train" and "t10k", the number of images of each class. The file names alone
-            do not tell the relatives of MNIST apart; these do.
+        num_images: of "train" and "t10k".
+        first_labels: of "train" and "t10k". The file names alone do not tell the relatives of
+            MNIST apart; these do.
         md5: of each published file, by its name with ".gz".
         mirrors: addresses that hold the published files, each with a "/" at its end.
         debian_package: the Debian package that installs it, where there is one.
@@ -30,7 +31,8 @@ class IdxSource:
     classes: tuple[str, ...]
     height: int
     width: int
-    counts: Mapping[str, tuple[int, ...]]
+    num_images: Mapping[str, int]
+    first_labels: Mapping[str, tuple[int, ...]]
     md5: Mapping[str, str]
     mirrors: tuple[str, ...]
     debian_package: str | None = None

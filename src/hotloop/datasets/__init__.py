@@ -1,9 +1,10 @@
-"""Data sets of small grey images: two to download, one that ships with hotloop."""
+"""Small image data sets: Fashion-MNIST, MNIST, and handwritten digits that need no network."""
 
 from __future__ import annotations
 
-from hotloop.datasets.digits import digits
-from hotloop.datasets.idx_sets import fashion_mnist, mnist
-from hotloop.datasets.images import ImageDataset, Splits
+from hotloop.datasets.image_dataset import ImageDataset
+from hotloop.datasets.mnist_family import fashion_mnist, mnist
+from hotloop.datasets.splits import Splits
+from hotloop.datasets.uci_digits import digits
 
 __all__ = ["ImageDataset", "Splits", "digits", "fashion_mnist", "mnist"]

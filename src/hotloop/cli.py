@@ -92,8 +92,7 @@ def train(
     """
     from hotloop.experiments import image_classifier
 
-    splits = _load(data, data_folder)
-    name = splits.train.name
+    name, splits = _load(data, data_folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_folder = out or Path("runs") / f"{name}-{stamp}"
     typer.echo(f"{name}: {len(splits.train):,} training and {len(splits.val):,} validation images")
@@ -165,17 +164,17 @@ def main() -> None:
         sys.exit(130)
 
 
-def _load(data: Data, folder: Path | None) -> Splits:
+def _load(data: Data, folder: Path | None) -> tuple[str, Splits]:
     from hotloop.errors import DatasetUnavailableError
     from hotloop.experiments.image_classifier import load_data
 
     if data is not Data.AUTO:
-        return load_data(data.value, folder)
+        return data.value, load_data(data.value, folder)
     try:
-        return load_data(Data.FASHION_MNIST.value, folder)
+        return Data.FASHION_MNIST.value, load_data(Data.FASHION_MNIST.value, folder)
     except DatasetUnavailableError as error:
         typer.echo(f"{error}\nTraining on the 1,797 digits that ship with hotloop instead.")
-        return load_data(Data.DIGITS.value)
+        return Data.DIGITS.value, load_data(Data.DIGITS.value)
 
 
 def _gibibytes(num_bytes: int | None) -> str:

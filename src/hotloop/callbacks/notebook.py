@@ -97,7 +97,9 @@ class NotebookProgress(Progress):
     def _draw_plot(self) -> None:
         started = time.perf_counter()
         picture = base64.b64encode(history_png(self._history, self._monitor, self._mode)).decode()
-        self._picture = f'<img alt="history" src="data:image/png;base64,{picture}"/>'
+        self._picture = (
+            f'<img alt="history" style="max-width:100%" src="data:image/png;base64,{picture}"/>'
+        )
         self._drawing_seconds += time.perf_counter() - started
 
     def _draw(self) -> None:

@@ -79,9 +79,13 @@ def flop_summary(model: nn.Module, input_data: Any) -> int:
     Args:
         model: any module.
         input_data: one input, a tuple of positional or a dict of keyword inputs.
+
+    Raises:
+        MissingExtraError: tabulate, with which torch draws the table, is not installed.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    require_extra("tabulate", "summary", "flop_summary")
     arguments = input_data if isinstance(input_data, tuple) else None
     single = None if arguments is not None else input_data
     positional, keywords = _inputs(model, single, arguments, [])

@@ -1,0 +1,112 @@
+"""What a user sees: in a real terminal, in a file, in a real notebook."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+SCRIPT = textwrap.dedent(
+    """
+    import time
+    import torch
+    from torch import nn
+    from torchmetrics import Accuracy
+    from hotloop import KerasModel
+
+    class Slow(nn.Linear):
+        def forward(self, inputs):
+            time.sleep({seconds})
+            return super().forward(inputs)
+
+    torch.manual_seed(0)
+    net = Slow(4, 2)
+    inputs = torch.randn(200, 4)
+    batches = list(zip(inputs.split(10), (inputs[:, 0] > 0).long().split(10)))
+    accuracy = {{"acc": Accuracy(task="multiclass", num_classes=2)}}
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    model = KerasModel(net, nn.CrossEntropyLoss(), accuracy, optimizer)
+    history = model.fit(batches, batches, epochs=3, monitor="val_acc", mode="max",
+                        plot={plot}, cpu=True)
+    values = model.evaluate(batches)
+    """
+)
+
+
+def run_in_terminal(environment=None):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update({"TERM": "xterm-256color", **(environment or {})})
+        script = SCRIPT.format(seconds=0.03, plot=False)
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    output = b""
+    while True:
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # Linux ends a terminal's reading so
+            break
+        if not chunk:
+            break
+        output += chunk
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0, output.decode()
+    return output.decode()
+
+
+# Python warns of forking a process with threads; the child replaces itself at once
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def test_terminal_has_a_bar_and_a_line_for_each_epoch():
+    output = run_in_terminal()
+    frames = output.split("\r")
+    bars = [frame for frame in frames if "epoch 2/3 train" in frame and "samples/s" in frame]
+    assert 2 <= len(bars) <= 10  # 0.6 s of training, ten drawings a second
+    assert any("loss" in bar and "acc" in bar and "<00:0" in bar for bar in bars)
+    lines = [line for line in frames if line.startswith("epoch 2/3  train_loss")]
+    assert len(lines) == 1
+    assert "val_acc" in lines[0]
+    assert "\x1b[32m  * best so far" in output
+    assert "training on cpu" in output
+    assert "val: val_loss" in output
+
+
+def test_no_color_is_heard():
+    assert "\x1b[32m" not in run_in_terminal({"NO_COLOR": "1"})
+
+
+def test_a_log_file_has_whole_lines_and_few(tmp_path):
+    log = tmp_path / "train.log"
+    with log.open("wb") as file:
+        script = SCRIPT.format(seconds=0.001, plot=True)
+        subprocess.run([sys.executable, "-c", script], stdout=file, check=True, timeout=120)
+    text = log.read_text()
+    assert "\r" not in text
+    assert "\x1b" not in text
+    assert len(text.splitlines()) <= 8
+    assert sum(line.startswith("epoch ") for line in text.splitlines()) == 3
+    assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_notebook_has_one_display_with_plot_and_table(tmp_path):
+    notebook = nbformat.v4.new_notebook()
+    script = SCRIPT.format(seconds=0.005, plot=True).replace("values = model.evaluate(batches)", "")
+    notebook.cells = [nbformat.v4.new_code_cell(script), nbformat.v4.new_code_cell("history")]
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [o for o in notebook.cells[0].outputs if o.output_type != "stream"]
+    assert len(outputs) == 1
+    page = outputs[0].data["text/html"]
+    assert "data:image/png;base64," in page
+    assert page.count("<tr") == 4  # a head and three epochs
+    assert "3 of 3 epochs" in page
+    assert not (tmp_path / "history.png").exists()

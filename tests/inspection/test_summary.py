@@ -26,9 +26,10 @@ def test_table_of_the_main_net(capsys):
 def test_the_model_is_left_as_it_was():
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
     net[2].eval()
+    inputs = torch.rand(3, 4)
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
     summary(net, input_shape=(4,))
-    flop_summary(net, torch.rand(3, 4))
+    flop_summary(net, inputs)
     assert [module.training for module in net.modules()] == [True, True, True, False]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())

@@ -256,6 +256,21 @@ def test_impure_reading_is_declined_and_draws_nothing(dataset, why, workers):
     assert before.moved() == []
 
 
+def test_a_file_opened_at_the_first_read_is_not_left_open():
+    class OpensLate(Images):
+        file = None
+
+        def __getitem__(self, index):
+            if self.file is None:
+                self.file = object()  # stands for an open file
+            return torch.tensor([float(index)]), torch.rand(()) if index > 90 else 0.0
+
+    dataset = OpensLate()
+    with pytest.raises(Declined, match="draws random numbers"):
+        ResidentSource(make_loader(Subset(dataset, range(N)), num_workers=2), "x", CPU, 5)
+    assert dataset.file is None
+
+
 def test_other_reasons_to_decline():
     data = Images()
 

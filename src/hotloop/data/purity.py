@@ -60,6 +60,36 @@ def is_known_pure(dataset: Any) -> bool:
     return type(dataset) is TensorDataset
 
 
+class DatasetAttributes:
+    """The attributes of a data set and of those it wraps, to be put back after reading.
+
+    A file that a data set opens when it is first read must not be open here when its loader's
+    workers are forked; reading ahead leaves such an attribute as it was.
+    """
+
+    def __init__(self, held: list[tuple[Any, dict[str, Any]]]) -> None:
+        self._held = held
+
+    @classmethod
+    def read(cls, dataset: Any) -> DatasetAttributes:
+        """Return the attributes as they are now."""
+        held, pending = [], [dataset]
+        while pending:
+            part = pending.pop()
+            if isinstance(getattr(part, "__dict__", None), dict):
+                held.append((part, dict(vars(part))))
+            inner = getattr(part, "dataset", None)
+            pending += [inner] if isinstance(inner, Dataset) else []
+            pending += list(getattr(part, "datasets", []))
+        return cls(held)
+
+    def restore(self) -> None:
+        """Put them back."""
+        for part, attributes in self._held:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
 def reason_against(loader: Any, num_epochs: int) -> str | None:
     """Return why a loader cannot be served from memory, None when nothing speaks against it.
 

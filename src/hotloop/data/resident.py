@@ -12,8 +12,9 @@ from torch.utils.data import default_collate as torch_default_collate
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
-from hotloop.data.encoding import Encoding, Table, choose_encodings, same_bits
+from hotloop.data.encoding import AsIs, Encoding, Table, choose_encodings, same_bits
 from hotloop.data.purity import (
+    DatasetAttributes,
     WatchedDataset,
     is_known_pure,
     read_samples,
@@ -54,6 +55,7 @@ class Column:
     def of_tensor(cls, tensor: torch.Tensor, device: torch.device) -> Column:
         """Return a column that is a whole tensor; on its own device it is not copied."""
         column = cls(0, tensor[:0])
+        column.encoding = AsIs(tensor.dtype)
         column.codes = tensor.to(device)
         return column
 
@@ -213,6 +215,7 @@ class ResidentSource(BatchSource):
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset
         before = RandomStates.read()
+        attributes = DatasetAttributes.read(dataset)
         try:
             for batch, used in self._watched_batches(dataset):
                 if used:
@@ -234,6 +237,7 @@ class ResidentSource(BatchSource):
             raise Declined(f"reading its samples one by one failed ({error})") from error
         finally:
             before.restore()
+            attributes.restore()
         for column in self._columns:
             column.codes = column.codes.to(self.device)
 
@@ -299,6 +303,7 @@ class ResidentSource(BatchSource):
     def _recheck(self) -> str | None:
         """Compare a few samples again; return why the resident data must be given up, if so."""
         before = RandomStates.read()
+        attributes = DatasetAttributes.read(self._loader.dataset)
         num_rows = len(self._columns[0].codes)
         generator = torch.Generator().manual_seed(time.time_ns() % 2**63)
         chosen = torch.randint(num_rows, (_NUM_RECHECK,), generator=generator).tolist()
@@ -306,6 +311,7 @@ class ResidentSource(BatchSource):
             changed = self._differs(chosen) or bool(before.moved())
         finally:
             before.restore()
+            attributes.restore()
         return "its samples have changed since they were read" if changed else None
 
 

@@ -206,7 +206,8 @@ class FitRun:
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
         layout = ChannelsLast(model.net, model.optimizer)
-        if layout.applies and self.compute is None:
+        standard_forward = model.StepRunner.forward is StepRunner.forward
+        if layout.applies and self.compute is None and standard_forward:
             self.layout = layout
         if self.device.type == "cpu":
             self.threads = ThreadTrial()

@@ -38,9 +38,13 @@ class FusedOptimizer:
             self._place_steps(group)
 
     def undo(self) -> None:
-        """Give the groups their own settings back."""
+        """Give the groups their own settings back, and the step counters their place."""
         for group, before in zip(self.optimizer.param_groups, self._before, strict=False):
             group.update(before)
+            for parameter in group["params"]:
+                step = self.optimizer.state.get(parameter, {}).get("step")
+                if isinstance(step, torch.Tensor) and step.device.type != "cpu":
+                    self.optimizer.state[parameter]["step"] = step.cpu()
         self._before = []
 
     def _can_be_fused(self, device: torch.device) -> bool:

@@ -71,7 +71,7 @@ def test_terminal_has_a_bar_and_a_line_for_each_epoch():
     output = run_in_terminal()
     frames = output.split("\r")
     bars = [frame for frame in frames if "epoch 2/3 train" in frame and "samples/s" in frame]
-    assert 2 <= len(bars) <= 10  # 0.6 s of training, ten drawings a second
+    assert 2 <= len(bars) <= 20  # 20 steps, drawn ten times a second at most
     assert any("loss" in bar and "acc" in bar and "<00:0" in bar for bar in bars)
     lines = [line for line in frames if line.startswith("epoch 2/3  train_loss")]
     assert len(lines) == 1

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from hotloop.errors import SettingsError, require_extra
-from hotloop.nested import to_device
+from hotloop.errors import require_extra
+from hotloop.inspection.flops import flop_table, make_flop_counter
+from hotloop.inspection.inputs import arrange_inputs, random_inputs
+from hotloop.inspection.preserve import main_device, naming_inputs, preserved
+from hotloop.nested import iterate_tensors, to_device
 
-_COLUMNS = ("input_size", "output_size", "num_params", "mult_adds", "trainable")
+_COLUMNS = ("output_size", "num_params", "mult_adds", "trainable")
+_COLUMN_WIDTH = 20
+_MEGABYTE = 1e6  # as torchinfo's
 
 
 def summary(
@@ -30,14 +33,21 @@ def summary(
     """Print the layer table of a model: shapes, parameters, multiplications, memory.
 
     The model is run once in evaluation mode without gradients, and is as it was afterwards:
-    modes, buffers, random numbers, hooks.
+    modes, buffers, random numbers, hooks. (Lazy layers are initialised by it.)
+
+    The rows, their mult-adds and the memory of forward and backward pass are torchinfo's. It
+    counts weights times samples for a layer, so that a sequence's length and attention are left
+    out; the total of FLOPs is counted from the operations that ran and has both. The totals of
+    parameters count a parameter that several layers share once.
 
     Args:
         model: any module.
-        input_data: one input; a dict gives keyword arguments, or the one dict argument of a
-            forward that takes a single parameter.
-        input_data_args: the positional inputs of a model with several.
+        input_data: one input; a dict gives keyword arguments where forward has such parameters,
+            else the one dict argument. A list or tuple is one input, or several where forward
+            cannot take it as one.
+        input_data_args: further positional inputs.
         input_shape: shape of one input without the batch, or a list of them, for random inputs.
+            Used when input_data is not given, before input_data_args.
         input_dtype: the tensor type or dtype of these random inputs.
         batch_size: samples of these random inputs; 2 when not given.
         *args: further positional arguments of forward.
@@ -49,23 +59,40 @@ def summary(
     Raises:
         MissingExtraError: torchinfo is not installed.
         SettingsError: there is no input to run the model on.
+        ShapeError: the model cannot run on the inputs; names them.
     """
     torchinfo = require_extra("torchinfo", "summary", "summary")
-    positional, keywords = _inputs(
-        model, input_data, input_data_args, _random_inputs(input_shape, input_dtype, batch_size)
-    )
-    device = _device_of(model)
-    with _left_as_it_was(model):
-        statistics = torchinfo.summary(
-            model,
-            input_data=to_device([*positional, *args], device),
-            col_names=_COLUMNS,
-            verbose=0,
-            mode="eval",
-            device=device,
-            **to_device({**keywords, **kwargs}, device),
-        )
-    text = str(statistics)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    given = [] if input_data_args is None else list(input_data_args)
+    if input_data is None:
+        given = random_inputs(input_shape, input_dtype, batch_size) + given
+    inputs = arrange_inputs(model, input_data, [*given, *args], kwargs)
+    inputs = to_device(inputs, main_device(model))
+    counter = make_flop_counter()
+
+    def pass_inputs(module: nn.Module, *_: Any) -> tuple[Any, Any]:
+        del module
+        handle.remove()  # for this call alone, should the model call itself
+        return tuple(inputs[0]), inputs[1]
+
+    # torchinfo's own way of passing inputs fails on keywords named as its parameters ("x", "mode")
+    # and on inputs that are None, so they are put in place of a stand-in
+    handle = model.register_forward_pre_hook(pass_inputs, with_kwargs=True, prepend=True)
+    try:
+        with preserved(model), naming_inputs(*inputs), counter:
+            statistics = torchinfo.summary(
+                model,
+                input_data=torch.empty(0),
+                col_names=_COLUMNS,
+                col_width=_COLUMN_WIDTH,
+                verbose=0,
+                mode="eval",
+            )
+    finally:
+        handle.remove()
+        # torchinfo remembers the last table of each class, and with it the model
+        torchinfo.torchinfo.clear_cached_forward_pass()
+    text = _layout(model, statistics, inputs, counter.get_total_flops())
     print(text)  # noqa: T201
     return text
 
@@ -73,78 +100,69 @@ def summary(
 def flop_summary(model: nn.Module, input_data: Any) -> int:
     """Print and return the floating-point operations of one forward pass.
 
-    Counted by ``torch.utils.flop_counter``: matrix products and convolutions, two operations for
-    each multiplication and addition; elementwise operations are not counted.
+    Counted by ``torch.utils.flop_counter``: matrix products, convolutions, attention and recurrent
+    layers, two operations for each multiplication and addition; elementwise operations are not
+    counted. A layer that is called twice works twice. The model is left as it was.
 
     Args:
         model: any module.
-        input_data: one input, a tuple of positional or a dict of keyword inputs.
+        input_data: a tuple of positional inputs; else as ``summary`` takes it.
+
+    Returns:
+        The total.
 
     Raises:
-        MissingExtraError: tabulate, with which torch draws the table, is not installed.
+        ShapeError: the model cannot run on the inputs; names them.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    require_extra("tabulate", "summary", "flop_summary")
-    arguments = input_data if isinstance(input_data, tuple) else None
-    single = None if arguments is not None else input_data
-    positional, keywords = _inputs(model, single, arguments, [])
-    device = _device_of(model)
-    counter = FlopCounterMode(display=False, depth=3)
-    with _left_as_it_was(model), torch.no_grad(), counter:
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(input_data, tuple):
+        inputs = arrange_inputs(model, None, input_data, {})
+    else:
+        inputs = arrange_inputs(model, input_data, [], {})
+    positional, keywords = to_device(inputs, main_device(model))
+    counter = make_flop_counter()
+    with preserved(model), naming_inputs(positional, keywords), torch.no_grad(), counter:
         model.eval()
-        model(*to_device(positional, device), **to_device(keywords, device))
-    print(counter.get_table())  # type: ignore[no-untyped-call]  # noqa: T201
+        model(*positional, **keywords)
+    print(flop_table(model, counter))  # noqa: T201
     return int(counter.get_total_flops())
 
 
-def _inputs(
-    model: nn.Module, single: Any, several: tuple[Any, ...] | None, random: list[torch.Tensor]
-) -> tuple[list[Any], dict[str, Any]]:
-    if single is not None:
-        if isinstance(single, Mapping) and not _takes_one_argument(model, single):
-            return [], dict(single)
-        return [single], {}
-    if several is not None:
-        return list(several), {}
-    if random:
-        return list(random), {}
-    raise SettingsError("there is no input to run the model on: pass input_data or input_shape.")
+def _layout(model: nn.Module, statistics: Any, inputs: Any, num_flops: int) -> str:
+    """Return torchinfo's rows with totals of our own below them.
+
+    torchinfo 1.8 counts a parameter again for each layer that holds it, and writes the unit of
+    its mult-adds as "Units.MEGABYTES".
+    """
+    formatting = statistics.formatting
+    divider = "=" * (formatting.get_total_width() + len(_COLUMNS))
+    parameters = [parameter for parameter in model.parameters() if not is_lazy(parameter)]
+    num_parameters = sum(parameter.numel() for parameter in parameters)
+    num_trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    input_bytes = sum(tensor.nbytes for _, tensor in iterate_tensors(inputs))
+    parameter_bytes = sum(parameter.nbytes for parameter in parameters)
+    activation_bytes = statistics.total_output_bytes
+    total_bytes = input_bytes + activation_bytes + parameter_bytes
+    lines = [
+        divider,
+        formatting.header_row().rstrip("\n"),
+        divider,
+        formatting.layers_to_str(statistics.summary_list, num_parameters).rstrip("\n"),
+        divider,
+        f"Total params: {num_parameters:,}",
+        f"Trainable params: {num_trainable:,}",
+        f"Non-trainable params: {num_parameters - num_trainable:,}",
+        f"Total mult-adds: {statistics.total_mult_adds:,}",
+        f"Total FLOPs: {num_flops:,}",
+        divider,
+        *_memory(input_bytes, activation_bytes, parameter_bytes, total_bytes),
+        divider,
+    ]
+    return "\n".join(lines)
 
 
-def _takes_one_argument(model: nn.Module, names: Mapping[str, Any]) -> bool:
-    parameters = inspect.signature(model.forward).parameters
-    return len(parameters) == 1 and not set(parameters) & set(names)
-
-
-def _random_inputs(input_shape: Any, input_dtype: Any, batch_size: int) -> list[torch.Tensor]:
-    if input_shape is None:
-        return []
-    shapes = [input_shape] if isinstance(input_shape, tuple) else list(input_shape)
-    num_samples = batch_size if batch_size > 0 else 2
-    with torch.random.fork_rng(devices=[]):
-        inputs = [torch.rand(num_samples, *shape) for shape in shapes]
-    if isinstance(input_dtype, torch.dtype):
-        return [tensor.to(input_dtype) for tensor in inputs]
-    return [tensor.type(input_dtype) for tensor in inputs]
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")
-
-
-@contextlib.contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, copy.deepcopy(buffer.detach())) for buffer in model.buffers()]
-    device = _device_of(model)
-    try:
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+def _memory(inputs: int, activations: int, parameters: int, total: int) -> Iterator[str]:
+    yield f"Input size (MB): {inputs / _MEGABYTE:.3f}"
+    yield f"Forward/backward pass size (MB): {activations / _MEGABYTE:.3f}"
+    yield f"Params size (MB): {parameters / _MEGABYTE:.3f}"
+    yield f"Estimated Total Size (MB): {total / _MEGABYTE:.3f}"

@@ -22,7 +22,7 @@ class BinaryCounts(nn.Module):
 
     Args:
         from_logits: predictions are logits (torchkeras' convention) and pass a sigmoid; False
-            for probabilities in [0, 1]. Positive is a probability of 0.5 or more.
+            for probabilities in [0, 1]. Positive is a probability of 0.5 or more; NaN is not.
     """
 
     concatenable = True
@@ -39,7 +39,11 @@ class BinaryCounts(nn.Module):
 
     @torch.no_grad()
     def update(self, preds: torch.Tensor, targets: torch.Tensor) -> None:
-        """Add a batch: floats and labels of equal shape, or differing by a last 1.
+        """Add a batch.
+
+        Args:
+            preds: scores, any float dtype, of any shape.
+            targets: labels 0 and 1, any dtype, of the same shape but for dimensions of size 1.
 
         Raises:
             MetricError: the shapes differ; names both.
@@ -114,13 +118,10 @@ def flatten_pair(preds: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scores float (n,) and truth bool (n,) of one batch.
 
     Raises:
-        MetricError: no tensors, or their shapes differ by more than a last dimension of 1.
+        MetricError: no tensors, or their shapes differ by more than dimensions of size 1.
     """
-    if not isinstance(preds, torch.Tensor) or not isinstance(targets, torch.Tensor):
-        raise MetricError(
-            f"a metric got {type(preds).__name__} and {type(targets).__name__}: pass tensors."
-        )
-    if _without_last_one(preds) != _without_last_one(targets):
+    check_tensors(preds, targets)
+    if shape_without_ones(preds) != shape_without_ones(targets):
         raise MetricError(
             f"predictions {describe_tensor(preds)} and labels {describe_tensor(targets)} differ "
             f"in shape: a binary metric takes one score for each label."
@@ -136,6 +137,17 @@ def to_probabilities(scores: torch.Tensor, from_logits: bool) -> torch.Tensor:
     return scores.sigmoid() if from_logits else scores
 
 
-def _without_last_one(tensor: torch.Tensor) -> tuple[int, ...]:
-    shape = tuple(tensor.shape)
-    return shape[:-1] if len(shape) > 1 and shape[-1] == 1 else shape
+def check_tensors(preds: Any, targets: Any) -> None:
+    """Raise MetricError unless both are tensors."""
+    if not isinstance(preds, torch.Tensor) or not isinstance(targets, torch.Tensor):
+        raise MetricError(
+            f"a metric got {type(preds).__name__} and {type(targets).__name__}: pass tensors."
+        )
+
+
+def shape_without_ones(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the dimensions other than 1: of (n, 1), (1, n) and (n,) it is the same.
+
+    Shapes that agree here hold their values in the same order.
+    """
+    return tuple(size for size in tensor.shape if size != 1)

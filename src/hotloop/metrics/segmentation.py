@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hotloop.errors import MetricError
+from hotloop.metrics.binary import check_tensors, shape_without_ones
 from hotloop.nested import describe_tensor
 
 
@@ -37,8 +38,12 @@ class IOU(nn.Module):
     def update(self, preds: torch.Tensor, targets: torch.Tensor) -> None:
         """Add a batch.
 
+        Args:
+            preds: float (batch, num_classes, ...); of two classes with one logit, as targets.
+            targets: class indices (batch, ...), any dtype; dimensions of size 1 do not matter.
+
         Raises:
-            MetricError: predictions and labels do not have the same number of pixels.
+            MetricError: the shapes do not fit; names both.
         """
         self.mat += self._confusion(preds, targets)
 
@@ -67,20 +72,37 @@ class IOU(nn.Module):
         return f"global correct: {right:.4f}\nIoU: {listed}\nmean IoU: {ious.nanmean():.4f}"
 
     def _confusion(self, preds: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found = preds.argmax(1) if self.num_classes >= 2 else (preds > 0).long()
-        found, truth = found.reshape(-1), targets.reshape(-1).long()
-        if found.shape != truth.shape:
-            raise MetricError(
-                f"predictions {describe_tensor(preds)} and labels {describe_tensor(targets)} do "
-                f"not have the same number of pixels: pass (batch, classes, ...) with (batch, ...)."
-            )
+        found = self._predicted_classes(preds, targets).reshape(-1)
+        labels = targets.reshape(-1)
+        if not labels.is_floating_point():
+            labels = labels.long()  # bytes do not compare with a size above 255
         size = len(self.mat)
         # ignored pixels go to a cell past the matrix: selecting them away would wait
-        known = (truth >= 0) & (truth < size)
-        cells = torch.where(known, truth * size + found, size * size)
+        known = (labels >= 0) & (labels < size)
+        cells = torch.where(known, labels.long() * size + found, size * size)
         counts = torch.zeros(size * size + 1, dtype=torch.int64, device=preds.device)
         counts.scatter_add_(0, cells, torch.ones_like(cells))
         return counts[:-1].reshape(size, size)
+
+    def _predicted_classes(self, preds: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return class indices int64 in the shape of targets, but for dimensions of size 1."""
+        check_tensors(preds, targets)
+        if self.num_classes < 2:
+            found = (preds > 0).long()
+        elif preds.dim() < 2 or preds.shape[1] != self.num_classes:
+            raise MetricError(
+                f"IOU of {self.num_classes} classes got predictions {describe_tensor(preds)}: pass "
+                f"them in the shape (batch, {self.num_classes}, ...)."
+            )
+        else:
+            found = preds.argmax(1)
+        if shape_without_ones(found) != shape_without_ones(targets):
+            raise MetricError(
+                f"predictions {describe_tensor(preds)} and labels {describe_tensor(targets)} "
+                f"differ in shape or number of pixels: pass (batch, classes, ...) with "
+                f"(batch, ...), or, of two classes, one logit for each label."
+            )
+        return found
 
 
 def class_ious(matrix: torch.Tensor) -> torch.Tensor:

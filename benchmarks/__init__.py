@@ -1,1 +1,1 @@
-"""The measured comparisons: one command for each table; see README.md."""
+"""Measured comparisons of hotloop with its peers and with loops written by hand."""

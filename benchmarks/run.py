@@ -1,164 +1,191 @@
-"""One table: every contestant on one job, in turn, in fresh processes.
+"""One table: every contestant on one job, in turn, each in a process of its own.
 
-python -m benchmarks.run image --repeats 3 --epochs 2
+python -m benchmarks.run image --repeats 3 [--only hotloop,handwritten] [--quick] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import importlib.util
 import json
-import resource
-import statistics
+import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.contestants import CONTESTANTS, run_contestant
+from benchmarks.chart import draw_chart
+from benchmarks.child import Spec
+from benchmarks.contestants import CONTESTANTS
 from benchmarks.jobs import JOBS
-from benchmarks.machine import describe_machine
+from benchmarks.jobs.image import find_image_data
+from benchmarks.jobs.job import JobFamily
+from benchmarks.machine import ROOT, describe_machine
+from benchmarks.table import Runs, main_seconds, show, summarise, write_csv
 
-FIELDS = (
-    "contestant",
-    "steady_epoch_seconds",
-    "fastest",
-    "slowest",
-    "first_epoch_seconds",
-    "ratio_to_handwritten",
-    "val_acc",
-    "peak_memory_mib",
-)
+RESULTS = Path(__file__).parent / "results"
 
 
-def run_here(options: argparse.Namespace) -> None:
-    """Run one contestant in this process and print its result as JSON."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    job = JOBS[options.job](options.scale)
-    try:
-        epochs, score = run_contestant(options.one, job, options.epochs, options.seed)
-    except ImportError as error:
-        print(json.dumps({"missing": str(error)}))
-        return
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"epochs": epochs, "val_acc": score, "peak_memory_mib": peak}))
+@dataclass
+class Measurement:
+    """All runs of one table so far.
+
+    Attributes:
+        runs: what was measured.
+        left_out: why a contestant is not in the table.
+        headers: what the processes said of device, threads and data, by variant.
+    """
+
+    family: JobFamily
+    options: argparse.Namespace
+    runs: Runs = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def run(self) -> Path:
+        """Measure A B C, A B C, ... and write the files anew after each repeat."""
+        path = None
+        for repeat in range(self.options.repeats):
+            for variant in self.family.variants:
+                for contestant in self.options.only:
+                    if contestant not in self.left_out:
+                        self._measure(variant, contestant, repeat)
+            if not any(self.runs.values()):
+                raise SystemExit(f"nobody could run {self.family.name}: {self.left_out}")
+            path = write_result(self.result(), self.options.out)
+        if path is None:
+            raise SystemExit(f"--repeats {self.options.repeats} measures nothing: pass 1 or more")
+        return path
+
+    def result(self) -> dict[str, Any]:
+        """Return everything that goes to the file."""
+        header = next(iter(self.headers.values()))
+        return {
+            "job": self.family.name,
+            "title": self.family.title,
+            "measure": self.family.measure,
+            "metric": "loss" if self.family.name == "regression" else "accuracy",
+            "data": {variant: values["data"] for variant, values in self.headers.items()},
+            "device": header["device"],
+            "device_name": header["device_name"],
+            "threads": header["threads"],
+            "epochs": self.options.epochs,
+            "repeats": self.options.repeats,
+            "quick": self.options.quick,
+            "machine": describe_machine(),
+            "left_out": self.left_out,
+            "rows": summarise(self.runs),
+            "runs": self.runs,
+        }
+
+    def _measure(self, variant: str, contestant: str, repeat: int) -> None:
+        options = self.options
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            spec = Spec(
+                job=self.family.name,
+                variant=variant,
+                contestant=contestant,
+                epochs=options.epochs,
+                seed=repeat,
+                threads=options.threads,
+                quick=options.quick,
+                image_data=options.image_data,
+                result=str(Path(folder) / "result.json"),
+            )
+            outcome = run_process(spec, Path(folder), options.limit)
+        who = contestant if variant == self.family.name else f"{contestant}, {variant}"
+        if "not_available" in outcome:
+            # one that never ran is left out; one that ran before has failed, which is news
+            self.left_out[contestant] = outcome["not_available"]
+            print(f"{who}: left out, {outcome['not_available']}", flush=True)
+            return
+        keys = ("device", "device_name", "threads", "data")
+        self.headers.setdefault(variant, {key: outcome[key] for key in keys})
+        outcome = {key: value for key, value in outcome.items() if key not in keys}
+        self.runs.setdefault(variant, {}).setdefault(contestant, []).append(outcome)
+        metric = f", {outcome['metric']:.4f}" if "metric" in outcome else ""
+        print(f"{who}, {repeat + 1}: {main_seconds(outcome):.4g} s{metric}", flush=True)
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Run all contestants, interleaved: A B C, A B C, ..."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only}
-    for repeat in range(options.repeats):
-        for name in list(runs):
-            command = [
-                sys.executable, "-m", "benchmarks.run", options.job, "--one", name,
-                "--epochs", str(options.epochs), "--scale", str(options.scale),
-                "--seed", str(repeat), "--threads", str(options.threads),
-            ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"{name}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
-                del runs[name]
-                continue
-            result = json.loads(done.stdout.splitlines()[-1])
-            if "missing" in result:
-                print(f"{name}: not installed ({result['missing']})")
-                del runs[name]
-                continue
-            runs[name].append(result)
-            shown = ", ".join(f"{seconds:.2f}" for seconds in result["epochs"])
-            print(f"{name}: {shown} s an epoch, val_acc {result['val_acc']:.4f}", flush=True)
-    return runs
+def run_process(spec: Spec, folder: Path, limit: float) -> dict[str, Any]:
+    """Run a spec in a new process in ``folder`` and return its result.
+
+    The result of a process that failed, or took longer than ``limit`` seconds, is
+    ``{"not_available": reason}``.
+    """
+    log = folder / "log.txt"
+    with log.open("w") as file:  # not a pipe: workers that outlive the process would hold it
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.child", spec.to_json()],
+                cwd=folder,
+                env=environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return {"not_available": f"took longer than {limit:g} s"}
+    result = Path(spec.result)
+    if done.returncode or not result.exists():
+        last_line = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+        return {"not_available": f"failed with exit status {done.returncode}: {last_line}"}
+    read: dict[str, Any] = json.loads(result.read_text())
+    return read
 
 
-def tabulate(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return one row a contestant: medians over repeats of the fastest epoch after the first."""
-    rows = []
-    steady = {
-        name: [min(run["epochs"][1:] or run["epochs"]) for run in results]
-        for name, results in runs.items()
-    }
-    base = steady.get("handwritten")
-    for name, results in runs.items():
-        seconds = steady[name]
-        ratios = [own / other for own, other in zip(seconds, base or seconds, strict=False)]
-        rows.append(
-            {
-                "contestant": name,
-                "steady_epoch_seconds": round(statistics.median(seconds), 4),
-                "fastest": round(min(seconds), 4),
-                "slowest": round(max(seconds), 4),
-                "first_epoch_seconds": round(
-                    statistics.median(run["epochs"][0] for run in results), 4
-                ),
-                "ratio_to_handwritten": round(statistics.median(ratios), 3) if base else None,
-                "val_acc": round(statistics.median(run["val_acc"] for run in results), 4),
-                "peak_memory_mib": round(max(run["peak_memory_mib"] for run in results)),
-            }
-        )
-    return sorted(rows, key=lambda row: row["steady_epoch_seconds"])
+def environment() -> dict[str, str]:
+    """Return the environment of a process that can import ``benchmarks`` and ``hotloop``."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    if importlib.util.find_spec("hotloop") is None:
+        paths.insert(1, str(ROOT / "src"))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def write(options: argparse.Namespace, runs: Any, rows: list[dict[str, Any]]) -> Path:
-    """Write JSON, CSV and a bar chart; return the JSON's path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    machine = describe_machine()
-    if options.threads:
-        machine["threads"] = options.threads
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    stem = options.out / f"{machine['date']}-{options.job}-{device}"
-    settings = {
-        name: getattr(options, name) for name in ("job", "epochs", "repeats", "scale", "threads")
-    }
-    result = {"machine": machine, "settings": settings, "rows": rows, "runs": runs}
-    path = stem.with_suffix(".json")
+def write_result(result: dict[str, Any], folder: Path) -> Path:
+    """Write JSON, CSV and chart of a result; return the JSON's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{result['machine']['date']}-{result['job']}-{result['device']}"
+    path = folder / f"{name}{'-quick' if result['quick'] else ''}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    figure = Figure(figsize=(8, 0.5 + 0.4 * len(rows)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    names = [row["contestant"] for row in rows][::-1]
-    seconds = [row["steady_epoch_seconds"] for row in rows][::-1]
-    colours = ["#e8743b" if name.startswith("hotloop") else "#5b8def" for name in names]
-    bars = axes.barh(names, seconds, color=colours)
-    axes.bar_label(bars, fmt="%.3g", padding=3)
-    axes.set_xlabel(f"seconds an epoch after the first, {options.job} on {device}")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(stem.with_suffix(".png"))
+    write_csv(result["rows"], path.with_suffix(".csv"))
+    draw_chart(result, path.with_suffix(".png"))
     return path
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options, with the job's own values where none were given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="the job's own number when not given")
+    parser.add_argument("--only", help="contestants, with commas: " + ",".join(CONTESTANTS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds for one process")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    family = JOBS[options.job]
+    options.epochs = options.epochs or family.epochs
+    if options.only:
+        options.only = options.only.split(",")
+        unknown = set(options.only) - set(CONTESTANTS)
+        if unknown:
+            parser.error(f"--only: no contestant is called {', '.join(sorted(unknown))}")
+    else:
+        options.only = [n for n in family.only or CONTESTANTS if n not in family.without]
+    return options
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=JOBS)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CONTESTANTS))
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the samples")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args()
-    if options.one:
-        run_here(options)
-        return
-    runs = measure(options)
-    rows = tabulate(runs)
-    path = write(options, runs, rows)
-    widths = {field: max(len(field), 14) for field in FIELDS}
-    print("  ".join(f"{field:>{widths[field]}}" for field in FIELDS))
-    for row in rows:
-        print("  ".join(f"{row[field]!s:>{widths[field]}}" for field in FIELDS))
+    options = parse_options()
+    options.image_data = find_image_data(download=not options.quick)
+    path = Measurement(JOBS[options.job], options).run()
+    show(json.loads(path.read_text()))
     print(f"written to {path}")
 
 

@@ -11,27 +11,50 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_small_table(tmp_path):
-    command = [
-        sys.executable, "-m", "benchmarks.run", "mlp", "--only", "handwritten,hotloop,floor",
-        "--scale", "0.02", "--repeats", "1", "--epochs", "2", "--out", str(tmp_path),
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+def run_module(module, *arguments):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+
+
+def test_a_quick_table_and_the_readme_made_of_it(tmp_path):
+    done = run_module(
+        "benchmarks.run", "mlp", "--quick", "--only", "handwritten,hotloop", "--repeats", 1,
+        "--epochs", 2, "--threads", 1, "--out", tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("*-mlp-*.json")
+    (path,) = tmp_path.glob("*-mlp-*-quick.json")
     result = json.loads(path.read_text())
     rows = {row["contestant"]: row for row in result["rows"]}
-    assert set(rows) == {"handwritten", "hotloop", "floor"}
-    assert rows["handwritten"]["ratio_to_handwritten"] == 1.0
-    assert all(row["val_acc"] > 0.4 for row in rows.values())
+    assert set(rows) == {"handwritten", "hotloop"}
+    assert rows["handwritten"]["ratio"] == 1.0
+    assert all(row["metric"] > 0.4 and row["peak_memory_mib"] > 0 for row in rows.values())
+    assert result["threads"] == 1
     assert result["machine"]["versions"]["torch"]
+    assert [len(run["epochs"]) for run in result["runs"]["mlp"]["hotloop"]] == [2]
     with path.with_suffix(".csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 3
+        assert {row["contestant"] for row in csv.DictReader(file)} == set(rows)
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    path.rename(path.with_name(path.name.replace("-quick", "")))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks:start -->\nold\n<!-- benchmarks:end -->\nafter\n")
+    done = run_module("benchmarks.readme_table", "--results", tmp_path, "--readme", readme)
+    assert done.returncode == 0, done.stderr
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("<!-- benchmarks:end -->\nafter\n")
+    assert "| hotloop |" in text
+    assert "old" not in text
+
+
+def test_an_unknown_contestant_is_refused(tmp_path):
+    done = run_module("benchmarks.run", "mlp", "--only", "nobody", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "no contestant is called nobody" in done.stderr
 
 
 def test_import_time(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.import_time", "--repeats", "1", "--out", tmp_path]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    done = run_module("benchmarks.import_time", "--repeats", 1, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-import-time.json")
     assert json.loads(path.read_text())["median_ratio"] > 0.5

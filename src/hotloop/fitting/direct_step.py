@@ -1,0 +1,179 @@
+"""An optimizer's fused kernel, called without the layers of Python around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.optim import optimizer as torch_optimizer
+
+_ADAMS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
+
+
+class DirectStep:
+    """Calls the kernel that ``optimizer.step()`` would call, with the same arguments.
+
+    ``step`` looks up state, checks and groups every parameter anew each time, which costs more
+    than the kernel itself on small nets. Here the lists are made once, after a first step of the
+    optimizer's own, and made anew when a group's parameters, or which of them have gradients,
+    have changed. Hyperparameters are read in every step. Adam, AdamW and SGD with ``fused=True``;
+    any hook, any ``step`` put in the place of torch's own, keeps the usual way.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self._groups: list[_Group] = []
+        self._supported = type(optimizer) in _ADAMS or type(optimizer) is torch.optim.SGD
+
+    def step(self) -> None:
+        """Do what ``optimizer.step()`` does."""
+        if not self._supported or not self._is_plain():
+            self.optimizer.step()
+            return
+        groups = self.optimizer.param_groups
+        gradients = []
+        for held, group in zip(self._groups, groups, strict=False):
+            found = held.gradients(group)
+            if found is not None:
+                gradients.append(found)
+        if len(gradients) != len(groups):
+            self.optimizer.step()
+            self._look_up()
+            return
+        with torch.no_grad():
+            for held, group, grads in zip(self._groups, groups, gradients, strict=True):
+                held.update(group, grads)
+        self.optimizer._opt_called = True  # what a scheduler looks for
+
+    def _is_plain(self) -> bool:
+        optimizer = self.optimizer
+        own_step = optimizer.__dict__.get("step")
+        return (
+            (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
+            and not optimizer._optimizer_step_pre_hooks
+            and not optimizer._optimizer_step_post_hooks
+            and not torch_optimizer._global_optimizer_pre_hooks
+            and not torch_optimizer._global_optimizer_post_hooks
+            and "grad_scale" not in optimizer.__dict__
+        )
+
+    def _look_up(self) -> None:
+        self._groups = []
+        kind = _SgdGroup if type(self.optimizer) is torch.optim.SGD else _AdamGroup
+        groups: list[_Group] = [
+            kind(self.optimizer, group) for group in self.optimizer.param_groups
+        ]
+        if all(group.uniform for group in groups):
+            self._groups = groups
+        else:
+            self._supported = False
+
+
+class _Group:
+    """The tensors of one parameter group, in the lists that the kernel takes.
+
+    Attributes:
+        uniform: whether the kernel serves the group in one call.
+    """
+
+    def __init__(self, optimizer: Any, group: dict[str, Any]) -> None:
+        self.listed = list(group["params"])
+        self.params = [p for p in self.listed if p.grad is not None]
+        self.states = [optimizer.state.get(p, {}) for p in self.params]
+        self._optimizer, self._optimizer_state = optimizer, optimizer.state
+        devices = {(p.device, p.dtype) for p in self.params}
+        self.uniform = bool(
+            group.get("fused")
+            and len(devices) == 1
+            and not isinstance(group["lr"], torch.Tensor)
+            and not any(p.is_sparse or p.grad.is_sparse or p.is_complex() for p in self.params)
+        )
+
+    def gradients(self, group: dict[str, Any]) -> list[torch.Tensor] | None:
+        """Return the gradients in order; None when the lists no longer fit."""
+        params = group["params"]
+        if not group.get("fused") or len(params) != len(self.listed):
+            return None
+        if any(now is not before for now, before in zip(params, self.listed, strict=True)):
+            return None
+        if self._optimizer.state is not self._optimizer_state:
+            return None  # another state was loaded
+        grads = [p.grad for p in self.params]
+        if len(grads) < len(params):
+            num_found = sum(p.grad is not None for p in params)
+            if num_found != len(grads):
+                return None
+        return None if any(grad is None for grad in grads) else grads
+
+    def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
+        """Call the kernel."""
+        raise NotImplementedError
+
+
+class _AdamGroup(_Group):
+    def __init__(self, optimizer: Any, group: dict[str, Any]) -> None:
+        super().__init__(optimizer, group)
+        self._kernel = getattr(torch, _ADAMS[type(optimizer)])
+        names = ("exp_avg", "exp_avg_sq", "step")
+        self.uniform = (
+            self.uniform
+            and not group["amsgrad"]
+            and not isinstance(group["betas"][0], torch.Tensor)
+            and all(name in state for state in self.states for name in names)
+        )
+        if self.uniform:
+            # a decoupled weight decay may be switched on in torch.optim.Adam too
+            if group.get("decoupled_weight_decay"):
+                self._kernel = torch._fused_adamw_
+            self._averages, self._squares, self._steps = (
+                [state[name] for state in self.states] for name in names
+            )
+
+    def gradients(self, group: dict[str, Any]) -> list[torch.Tensor] | None:
+        return None if group["amsgrad"] else super().gradients(group)
+
+    def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        torch._foreach_add_(self._steps, 1)
+        self._kernel(
+            self.params,
+            grads,
+            self._averages,
+            self._squares,
+            [],
+            self._steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=group["maximize"],
+        )
+
+
+class _SgdGroup(_Group):
+    def __init__(self, optimizer: Any, group: dict[str, Any]) -> None:
+        super().__init__(optimizer, group)
+        self._buffers = [state.get("momentum_buffer") for state in self.states]
+        if group["momentum"] and any(buffer is None for buffer in self._buffers):
+            self.uniform = False
+
+    def gradients(self, group: dict[str, Any]) -> list[torch.Tensor] | None:
+        if group["momentum"] and any(buffer is None for buffer in self._buffers):
+            return None  # momentum was switched on since
+        return super().gradients(group)
+
+    def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
+        torch._fused_sgd_(
+            self.params,
+            grads,
+            self._buffers if group["momentum"] else [],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=False,
+        )

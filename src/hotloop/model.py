@@ -130,6 +130,7 @@ class KerasModel(nn.Module):
         quiet: bool = False,
         resident_budget: float | None = None,
         batch_transform: Callable[..., Any] | None = None,
+        compile: bool | Literal["auto"] = False,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -167,6 +168,10 @@ class KerasModel(nn.Module):
             batch_transform: changes training batches on the device: a function of the inputs
                 ``f(inputs)``, or of both ``f(inputs, labels)`` that returns both. See
                 ``hotloop.augment``.
+            compile: run the training step as one graph where that is proven safe: compiled on a
+                CPU (which takes seconds, and differs by rounding), replayed on CUDA. "auto"
+                does so only where it pays back within this run, by measuring. What cannot be
+                proven runs as ever, and the reason is said once.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -190,6 +195,7 @@ class KerasModel(nn.Module):
             exact=exact,
             resident_budget=resident_budget,
             batch_transform=batch_transform,
+            compile=compile,
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)

@@ -21,13 +21,13 @@ class StepOutput:
     """What one forward pass gives.
 
     Attributes:
-        loss: 0 dimensions, with a graph in training.
+        loss: 0 dimensions, with a graph in training; a number where it was read already.
         preds: predictions for the metrics; None to leave the metrics out.
         labels: labels for the metrics.
         extra: further values to average over the epoch, by name without the stage.
     """
 
-    loss: torch.Tensor
+    loss: Any
     preds: Any = None
     labels: Any = None
     extra: Mapping[str, torch.Tensor | float] | None = None

@@ -19,6 +19,8 @@ from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import MonitorError, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
 from hotloop.fitting.early_stopping import EarlyStopping
+from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import (
@@ -99,6 +101,8 @@ class FitRun:
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
         self.threads: ThreadTrial | None = None
+        self.host_memory: HostMemory | None = None
+        self.graph: GraphedStep | None = None
         if not settings.exact:
             self._choose_speedups()
 
@@ -110,6 +114,10 @@ class FitRun:
             self._make_resident()
         if self.fused is not None:
             self.fused.apply()
+        if self.host_memory is not None:
+            self.host_memory.apply()
+        if self.settings.compile:
+            self.graph = self._make_graph()
         try:
             self._train(epochs, callbacks)
         finally:
@@ -158,8 +166,15 @@ class FitRun:
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch, self.threads)
-        with torch.set_grad_enabled(stage == "train"):
-            values = epoch_runner(source)
+        graph = self.graph if stage == "train" else None
+        if graph is not None:
+            graph.start_epoch()
+        try:
+            with torch.set_grad_enabled(stage == "train"):
+                values = epoch_runner(source)
+        finally:
+            if graph is not None:
+                graph.finish()
         return {name: to_host(value) for name, value in values.items()}
 
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
@@ -195,6 +210,8 @@ class FitRun:
                 layout=self.layout,
                 join_metrics=self.join_metrics,
                 transform=self.transform,
+                direct=training and self.fused is not None,
+                graph=self.graph if training else None,
             )
         return runner
 
@@ -211,6 +228,7 @@ class FitRun:
             self.layout = layout
         if self.device.type == "cpu":
             self.threads = ThreadTrial()
+            self.host_memory = HostMemory()
         counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
         self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
 
@@ -222,6 +240,36 @@ class FitRun:
         if self.val_source is not None:
             self.val_source = make_source(self.val_source, num_epochs, share, say)
 
+    def _make_graph(self) -> GraphedStep | None:
+        """Return what runs training steps as one graph; None where the step is not hotloop's."""
+        model, settings, say = self.model, self.settings, self.progress.message
+        if _is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
+            say("compile: the training step runs eagerly, since the StepRunner is your own")
+            return None
+        if self.compute is not None:
+            say("compile: the training step runs eagerly, since the model's step is your own")
+            return None
+        source, scheduler = self.train_source, model.lr_scheduler
+        num_batches = source.num_batches
+        own_code_between = (
+            type(source) is BatchSource
+            or self.transform is not None
+            or not type(scheduler).__module__.startswith(("torch.", "builtins"))
+        )
+        return GraphedStep(
+            model.net,
+            model.loss_fn,
+            model.optimizer,
+            self.accelerator,
+            GraphSettings(
+                mode=settings.compile,
+                num_steps=None if num_batches is None else num_batches * settings.epochs,
+                clip_grad_norm=settings.clip_grad_norm,
+                check_every_step=own_code_between,
+                say=say,
+            ),
+        )
+
     def _undo_speedups(self) -> None:
         if self.layout is not None:
             self.layout.undo()
@@ -229,6 +277,8 @@ class FitRun:
             self.fused.undo()
         if self.threads is not None:
             self.threads.undo()
+        if self.host_memory is not None:
+            self.host_memory.undo()
 
     def _step_scheduler(self, row: dict[str, Any]) -> None:
         scheduler = self.model.lr_scheduler

@@ -46,12 +46,22 @@ class FitSettings:
     exact: bool = False
     resident_budget: float | None = None
     batch_transform: Callable[..., Any] | None = None
+    compile: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
         precision = "no" if self.mixed_precision is None else self.mixed_precision
         _check_choice("mixed_precision", precision, PRECISIONS)
         _check_choice("scheduler_interval", self.scheduler_interval, ("step", "epoch"))
+        if self.compile not in (True, False, "auto"):
+            raise SettingsError(
+                f"compile={self.compile!r} is not known: pass True, False or 'auto'."
+            )
+        if self.compile is True and self.exact:
+            raise SettingsError(
+                "compile=True and exact=True exclude each other, for a compiled step differs by "
+                "rounding: leave one of them out."
+            )
         for name in ("epochs", "patience", "gradient_accumulation_steps"):
             _check_count(name, getattr(self, name))
         if self.batch_size is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import nn
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.diagnose import explain_non_finite
+from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
+from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
@@ -33,6 +35,8 @@ class StepOptions:
         join_metrics: metrics may see several batches joined; who reads them calls
             ``flush_metrics`` before.
         transform: changes training batches on the device, before the net sees them.
+        direct: the fused optimizer's kernel may be called without its Python layers.
+        graph: runs training steps as one graph where it can.
     """
 
     compute: Callable[[Any], Any] | None = None
@@ -42,6 +46,8 @@ class StepOptions:
     layout: ChannelsLast | None = None
     join_metrics: bool = False
     transform: Callable[[Any], Any] | None = None
+    direct: bool = False
+    graph: GraphedStep | None = None
 
 
 class StepRunner:
@@ -72,6 +78,7 @@ class StepRunner:
         self.compute_loss = Forward(net, loss_fn)
         self._updates = BatchedUpdates(self.metrics_dict)
         self._num_steps = 0
+        self._direct: DirectStep | None = None
         self._group_samples = self._first_samples = 0
         self.net.train(stage == "train")
 
@@ -87,14 +94,21 @@ class StepRunner:
         """
         self._num_steps += 1
         options = self.options
+        if options.direct and self._direct is None and self.accelerator.scaler is None:
+            self._direct = DirectStep(self.optimizer)
         if options.transform is not None and self.stage == "train":
             batch = options.transform(batch)
         if options.layout is not None:
             batch = options.layout.prepare(batch, self._try_loss)
-        output = self.forward(batch)
-        loss = self._read_on_host(output.loss, batch)
-        if self.stage == "train" and self.optimizer is not None:
-            self.optimize(output.loss, count_samples(batch))
+        if self.stage != "train" or self.optimizer is None:
+            output = self.forward(batch)
+            loss: Any = self._read_on_host(output.loss, batch)
+        elif options.graph is not None:
+            output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
+            loss = self._read_on_host(output.loss, batch)
+        else:
+            output = self._train_eagerly(batch)
+            loss = output.loss
         if output.preds is not None and len(self.metrics_dict):
             preds = _detach(output.preds)
             with torch.no_grad():
@@ -106,6 +120,13 @@ class StepRunner:
         for name, value in (output.extra or {}).items():
             losses[f"{self.stage}_{name}"] = _detach(value)
         return losses, {}
+
+    def _train_eagerly(self, batch: Any) -> StepOutput:
+        """Run forward, backward and the optimizer; the loss is a number where reading is free."""
+        output = self.forward(batch)
+        loss = self._read_on_host(output.loss, batch)
+        self.optimize(output.loss, count_samples(batch))
+        return replace(output, loss=loss)
 
     def forward(self, batch: Any) -> StepOutput:
         """Compute predictions and loss of a batch, under the run's precision."""
@@ -122,7 +143,8 @@ class StepRunner:
     def _try_loss(self, net: nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of another net, for trials that change nothing."""
         with self.accelerator.autocast():
-            return Forward(net, self.loss_fn)(batch).loss
+            loss: torch.Tensor = Forward(net, self.loss_fn)(batch).loss
+            return loss
 
     def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
         """Add the gradients of ``loss``, and step the optimizer where a group of batches ends.
@@ -166,16 +188,24 @@ class StepRunner:
         self._group_samples = self._first_samples = 0
         if clip is not None:
             accelerator.clip_grad_norm_(self.net.parameters(), clip)
-        accelerator.optimizer_step(optimizer)
+        if self._direct is not None:
+            self._direct.step()
+        else:
+            accelerator.optimizer_step(optimizer)
+        self._step_scheduler()
+
+    def _step_scheduler(self) -> None:
         if self.lr_scheduler is not None and self.options.scheduler_per_step:
             self.lr_scheduler.step()
 
-    def _read_on_host(self, loss: torch.Tensor, batch: Any) -> torch.Tensor | float:
+    def _read_on_host(self, loss: Any, batch: Any) -> torch.Tensor | float:
         """Return a CPU loss as a number, where reading it waits for nothing; else the tensor.
 
         In training a NaN or infinite loss is refused here, before it reaches the weights. A run
         with a loss scaler goes on: the scaler drops such a step by itself.
         """
+        if not isinstance(loss, torch.Tensor):
+            return float(loss)
         if loss.device.type != "cpu":
             return loss.detach()
         value: float = loss.item()

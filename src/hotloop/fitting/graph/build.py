@@ -1,0 +1,133 @@
+"""The engine for a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.inductor import compile_step
+from hotloop.fitting.graph.pure_step import PureStep
+from hotloop.fitting.graph.updates import make_updates, structure
+
+
+def build_engine(graphed: Any, leaves: Sequence[torch.Tensor]) -> Any:
+    """Return a new engine for the run of a ``GraphedStep``.
+
+    Raises:
+        DeclinedError: there is none for this device, net or optimizer.
+    """
+    kind = graphed.accelerator.device.type
+    if kind == "cpu":
+        return CompiledEngine(graphed, leaves)
+    if kind == "cuda":
+        from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+
+        return CudaGraphEngine(graphed, leaves)
+    raise DeclinedError(f"there are no graphs on {kind}")
+
+
+class CompiledEngine:
+    """The whole step compiled by Inductor, on a CPU."""
+
+    exact = False
+
+    def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
+        self.optimizer, self.module = graphed.optimizer, graphed.module
+        self._updates = make_updates(self.optimizer)
+        groups = [
+            [p for p in group["params"] if p.requires_grad and self._has_state(p, update)]
+            for group, update in zip(self.optimizer.param_groups, self._updates, strict=True)
+        ]
+        check_clipping(graphed.settings.clip_grad_norm, graphed.net, groups)
+        self._groups = groups
+        step = PureStep(
+            self.module,
+            self._updates,
+            groups,
+            graphed.settings.clip_grad_norm,
+            graphed.accelerator.autocast,
+        )
+        self._structure = structure(self.optimizer)
+        for update in self._updates:
+            update.refresh()
+        arguments = self._arguments()
+        self._fixed = self._flat(arguments)
+        self._layout = _layout(self._fixed)
+        with torch.no_grad():
+            self._call, self._spec = compile_step(step, [*arguments, list(leaves)])
+
+    def start(self) -> None:
+        """Take over the optimizer's count of steps."""
+        for update, states in zip(self._updates, self._states(), strict=True):
+            update.start(states)
+
+    def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Run the compiled function."""
+        for update in self._updates:
+            update.refresh()
+        with torch.no_grad():
+            results = self._call([*self._fixed, *leaves])
+        if len(results) == 2:
+            return results[0], results[1]
+        return results[0], torch.utils._pytree.tree_unflatten(list(results), self._spec)[1]
+
+    def finish(self) -> None:
+        """Write the count of steps back."""
+        for update in self._updates:
+            update.finish()
+
+    def is_current(self) -> bool:
+        """Tell whether tensors and settings are those that were compiled for."""
+        if structure(self.optimizer) != self._structure:
+            return False
+        try:
+            self._fixed = self._flat(self._arguments())
+        except KeyError:
+            return False
+        return _layout(self._fixed) == self._layout
+
+    def state(self) -> list[torch.Tensor]:
+        """Return parameters, buffers and the optimizer's tensors."""
+        counts = [state["step"] for states in self._states() for state in states if "step" in state]
+        numbers = {id(update.numbers) for update in self._updates}
+        return [tensor.detach() for tensor in self._fixed if id(tensor) not in numbers] + counts
+
+    def _arguments(self) -> list[Any]:
+        tensors = [*self.module.parameters(), *self.module.buffers()]
+        states = [
+            [tuple(state[name] for name in update.names) for state in group_states]
+            for update, group_states in zip(self._updates, self._states(), strict=True)
+        ]
+        return [tensors, states, [update.numbers for update in self._updates]]
+
+    def _states(self) -> list[list[dict[str, Any]]]:
+        return [[self.optimizer.state.get(p, {}) for p in group] for group in self._groups]
+
+    def _has_state(self, parameter: torch.Tensor, update: Any) -> bool:
+        state = self.optimizer.state.get(parameter, {})
+        return all(isinstance(state.get(name), torch.Tensor) for name in update.names)
+
+    @staticmethod
+    def _flat(arguments: list[Any]) -> list[torch.Tensor]:
+        return list(torch.utils._pytree.tree_leaves(arguments))
+
+
+def check_clipping(
+    clip_grad_norm: float | None, net: torch.nn.Module, groups: Sequence[Sequence[torch.Tensor]]
+) -> None:
+    """Refuse clipping where the joint norm has other parts than the trained parameters.
+
+    Raises:
+        DeclinedError: the net has parameters with gradients that the optimizer does not hold.
+    """
+    trained = {id(p) for group in groups for p in group}
+    own = [p for p in net.parameters() if p.requires_grad]
+    if clip_grad_norm is not None and {id(p) for p in own} != trained:
+        raise DeclinedError("clipping counts gradients that the optimizer does not use")
+
+
+def _layout(tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    return tuple((t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors)

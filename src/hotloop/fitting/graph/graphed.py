@@ -1,0 +1,370 @@
+"""The training step as a graph where that is safe and pays, else eagerly; says once which."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from hotloop.distributed.processes import world_size
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.forward import StepOutput
+from hotloop.fitting.graph.declined import DeclinedError
+
+_MAX_BUILDS = 3
+_MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
+_TIMED_STEPS = 12
+_SETTLED_STEPS = 32  # the number of threads is chosen by then
+_WORTHWHILE_SECONDS = {"cpu": 60.0}  # of eager training left; compiling takes 5 to 60 s there
+_WORTHWHILE = 0.95
+
+
+@dataclass(frozen=True)
+class GraphSettings:
+    """What ``fit`` knows that decides on a graph.
+
+    Attributes:
+        mode: True for always, "auto" for where it pays within the run.
+        num_steps: steps of the whole run; None when unknown.
+        clip_grad_norm: as in ``StepOptions``.
+        check_every_step: other code of the user runs between steps (a loader in this process, a
+            transform), so that what was proven is looked at again before each.
+        say: takes a line for the user.
+    """
+
+    mode: bool | str
+    num_steps: int | None
+    clip_grad_norm: float | None
+    check_every_step: bool
+    say: Callable[[str], None]
+
+
+class Engine(Protocol):
+    """A step in the form that is replayed.
+
+    Attributes:
+        exact: whether replaying gives bitwise what the eager step gives.
+    """
+
+    exact: bool
+
+    def start(self) -> None:
+        """Take over from eager steps."""
+
+    def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Run a training step; return loss and predictions."""
+
+    def finish(self) -> None:
+        """Leave everything as eager steps would."""
+
+    def is_current(self) -> bool:
+        """Tell whether tensors and settings are those that it was built for."""
+
+    def state(self) -> list[torch.Tensor]:
+        """Return all tensors that a step changes: parameters, buffers, optimizer state."""
+
+
+class GraphedStep:
+    """Runs training steps through a graph once it is proven, built and compared; else eagerly.
+
+    One object serves a whole ``fit``. The first step is always eager: it makes the optimizer's
+    state. What the graph cannot serve (another shape, the short last batch) runs eagerly on the
+    same state.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss_fn: Any,
+        optimizer: Any,
+        accelerator: Accelerator,
+        settings: GraphSettings,
+    ) -> None:
+        self.net, self.loss_fn, self.optimizer = net, loss_fn, optimizer
+        self.accelerator, self.settings = accelerator, settings
+        self.reason: str | None = None  # why the rest of the run is eager
+        self.num_replayed = 0
+        self._engine: Engine | None = None
+        self._module: Any = None
+        self._prover: Any = None
+        self._form: Any = None
+        self._num_steps = self._num_builds = self._num_other_forms = 0
+        self._running = self._checked = False
+        self._eager_seconds: list[float] = []
+        self._graph_seconds: list[float] = []
+
+    def run(
+        self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
+    ) -> StepOutput:
+        """Run one training step.
+
+        Args:
+            batch: on the device.
+            eager: runs the step eagerly, scheduler included; its loss may be a number.
+            step_scheduler: called after a step that was not eager.
+        """
+        self._num_steps += 1
+        if self.reason is not None or self._num_steps == 1:
+            return eager(batch)
+        if self.settings.mode == "auto" and self._engine is None and not self._pays():
+            return self._timed(eager, batch)
+        try:
+            return self._run(batch, eager, step_scheduler)
+        except ComparedError as differing:
+            self._give_up(str(differing))
+            return differing.output
+        except DeclinedError as declined:
+            self._give_up(str(declined))
+            return eager(batch)
+
+    def start_epoch(self) -> None:
+        """Look again, before the next step, whether what was proven still holds."""
+        self._checked = False
+
+    def finish(self) -> None:
+        """Leave the optimizer's state as eager steps would; before anybody reads it."""
+        if self._running and self._engine is not None:
+            self._engine.finish()
+            self._running = False
+
+    def _run(
+        self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
+    ) -> StepOutput:
+        leaves = pytree.tree_leaves(batch)
+        form = form_of(leaves)
+        if self._engine is not None and form != self._form:
+            self._num_other_forms += 1
+            if self._num_other_forms > _MAX_EAGER_FORMS:
+                raise DeclinedError("its batches differ in shape")
+            self.finish()
+            return eager(batch)
+        self._num_other_forms = 0
+        if self._engine is not None and not self._checked:
+            self._check(leaves)
+        if self._engine is None:
+            self._form = form
+            return self._build(batch, leaves, eager)
+        if not self._running:
+            self._engine.start()
+            self._running = True
+        started = time.perf_counter()
+        loss, preds = self._engine.step(leaves)
+        self.num_replayed += 1
+        self.optimizer._opt_called = True  # what a scheduler looks for
+        step_scheduler()
+        if self.settings.mode == "auto" and len(self._graph_seconds) < _TIMED_STEPS:
+            self._judge(started)
+        return StepOutput(loss, preds, self._module.parts(leaves)[2])
+
+    def _check(self, leaves: Sequence[torch.Tensor]) -> None:
+        """Drop the engine where something that it relied on has changed."""
+        engine = self._engine
+        self._checked = not self.settings.check_every_step
+        if engine is not None and engine.is_current() and self._prover.still_holds(leaves):
+            return
+        self.finish()
+        self._engine = None
+
+    def _build(
+        self, batch: Any, leaves: Sequence[torch.Tensor], eager: Callable[[Any], StepOutput]
+    ) -> StepOutput:
+        """Prove, build, and run this batch both ways; the eager one counts."""
+        from hotloop.fitting.graph.build import build_engine
+        from hotloop.fitting.graph.prover import Prover
+        from hotloop.fitting.graph.pure_step import LossModule
+
+        self._num_builds += 1
+        if self._num_builds > _MAX_BUILDS:
+            raise DeclinedError("net or optimizer keep changing")
+        started = time.perf_counter()
+        check_supported(self.net, self.loss_fn, self.accelerator)
+        self._module = LossModule(self.net, self.loss_fn, batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own insides; forward's were heard before
+            with self.accelerator.autocast():
+                self._prover = Prover(self._module, leaves)
+            engine = build_engine(self, leaves)
+        output = compare(engine, leaves, batch, eager, self.accelerator.device)
+        self._engine, self._checked = engine, not self.settings.check_every_step
+        seconds = time.perf_counter() - started
+        if self._num_builds == 1:
+            self.settings.say(f"compile: the training step is one graph, built in {seconds:.1f} s")
+        return output
+
+    @property
+    def module(self) -> Any:
+        """Net and loss as one module."""
+        return self._module
+
+    def _give_up(self, reason: str) -> None:
+        self.finish()
+        self.reason = reason
+        self._engine = self._prover = None
+        self.settings.say(f"compile: the training step runs eagerly, since {reason}")
+
+    def _pays(self) -> bool:
+        """Tell whether enough training is left for a graph to be worth its making."""
+        settings = self.settings
+        if settings.num_steps is None:
+            self._give_up("the number of steps is unknown")
+            return False
+        if len(self._eager_seconds) < _TIMED_STEPS:
+            return False
+        seconds = statistics.median(self._eager_seconds)
+        left = (settings.num_steps - self._num_steps) * seconds
+        if left < _WORTHWHILE_SECONDS.get(self.accelerator.device.type, 1.0):
+            self._give_up(f"about {left:.0f} s of training are left, too few to pay for it")
+            return False
+        return True
+
+    def _timed(self, eager: Callable[[Any], StepOutput], batch: Any) -> StepOutput:
+        started = time.perf_counter()
+        output = eager(batch)
+        if self._num_steps > _SETTLED_STEPS:
+            self._synchronize()
+            self._eager_seconds.append(time.perf_counter() - started)
+        return output
+
+    def _judge(self, started: float) -> None:
+        """Go back to eager steps where the graph is not faster."""
+        self._synchronize()
+        self._graph_seconds.append(time.perf_counter() - started)
+        if len(self._graph_seconds) < _TIMED_STEPS:
+            return
+        eager = statistics.median(self._eager_seconds)
+        graph = statistics.median(self._graph_seconds)
+        if graph > _WORTHWHILE * eager:
+            self._give_up(f"a graph takes {graph * 1e3:.3g} ms a step and eager {eager * 1e3:.3g}")
+
+    def _synchronize(self) -> None:
+        device = self.accelerator.device
+        if device.type != "cpu" and (self._num_steps < 2 * _SETTLED_STEPS or self._engine):
+            torch.accelerator.synchronize(device)  # sync: a dozen steps of a trial
+
+
+def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what a graph is specialised on: shapes, strides, dtypes and devices."""
+    return tuple(
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf)
+        for leaf in leaves
+    )
+
+
+def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator) -> None:
+    """Refuse what no graph serves.
+
+    Raises:
+        DeclinedError: says what.
+    """
+    if world_size() > 1:
+        raise DeclinedError("several processes train together")
+    if accelerator.gradient_accumulation_steps > 1:
+        raise DeclinedError("gradients are accumulated over several batches")
+    if accelerator.scaler is not None:
+        raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
+    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
+        raise DeclinedError("the net is compiled already")
+    modules = list(net.modules())
+    modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise DeclinedError(f"{type(module).__name__} has backward hooks")
+    for parameter in (p for module in modules for p in module.parameters(recurse=False)):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise DeclinedError("a parameter has gradient hooks")
+
+
+def compare(
+    engine: Engine,
+    leaves: Sequence[torch.Tensor],
+    batch: Any,
+    eager: Callable[[Any], StepOutput],
+    device: torch.device,
+) -> StepOutput:
+    """Run one batch through the engine, undo it, run it eagerly, and compare everything changed.
+
+    Bit for bit where the engine promises that; else each kind of tensor in its 2-norm: for single
+    elements may differ freely where a gradient is nothing but rounding.
+
+    Raises:
+        DeclinedError: they differ; the eager step has been done then, and counts.
+    """
+    before = [tensor.clone() for tensor in engine.state()]
+    random_before = _random_state(device)
+    engine.start()
+    loss, preds = engine.step(leaves)
+    loss, preds = loss.clone(), pytree.tree_map(_clone, preds)
+    engine.finish()
+    from_engine = [tensor.clone() for tensor in engine.state()]
+    random_engine = _random_state(device)
+    for tensor, value in zip(engine.state(), before, strict=True):
+        tensor.copy_(value)
+    _set_random_state(device, random_before)
+    output = eager(batch)
+    pairs: list[tuple[Any, Any, Any]]
+    pairs = [(torch.as_tensor(output.loss, device=device), loss, None)]
+    pairs += [
+        (expected, found, None)
+        for expected, found in zip(
+            pytree.tree_leaves(output.preds), pytree.tree_leaves(preds), strict=True
+        )
+        if isinstance(expected, torch.Tensor)
+    ]
+    pairs += list(zip(engine.state(), from_engine, before, strict=True))
+    same = all(_agree(*pair, exact=engine.exact) for pair in pairs)
+    if not same or not all(
+        torch.equal(a, b) for a, b in zip(random_engine, _random_state(device), strict=True)
+    ):
+        raise ComparedError(output)
+    return output
+
+
+class ComparedError(DeclinedError):
+    """The graph does not compute what the eager step does.
+
+    Attributes:
+        output: of the eager step, which counts.
+    """
+
+    def __init__(self, output: StepOutput) -> None:
+        super().__init__("a trial of the graph did not give what the eager step gave")
+        self.output = output
+
+
+def _agree(
+    expected: torch.Tensor, found: torch.Tensor, before: torch.Tensor | None, exact: bool
+) -> bool:
+    expected, found = expected.detach(), found.detach()
+    if exact or not expected.is_floating_point():
+        return bool(torch.equal(expected, found.to(expected.dtype)))
+    origin = torch.zeros_like(expected) if before is None else before
+    moved = torch.linalg.vector_norm((expected - origin).double())
+    off = torch.linalg.vector_norm((expected - found).double())
+    noise = 1e-5 * torch.linalg.vector_norm(expected.double())
+    return bool(off <= 0.05 * moved + noise + 1e-6)
+
+
+def _clone(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+def _set_random_state(device: torch.device, states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -1,0 +1,84 @@
+"""A pure step compiled into one graph for the CPU, called without any layer in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hotloop.fitting.graph.declined import DeclinedError
+
+
+def compile_step(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
+    """Compile a function of nested tensors that writes into some of them.
+
+    It is traced twice, first with autograd into operators, then these without in-place writes
+    (Inductor needs that), and compiled by Inductor. Random operators stay torch's own, so that
+    they draw from its generator as the eager step does.
+
+    Args:
+        function: pure apart from writes into its arguments.
+        arguments: nested tensors of the shapes, strides and dtypes that every call will have.
+
+    Returns:
+        The compiled function, which takes the flat list of tensors (and empties it) and returns
+        the flat list of results; and the structure of the results.
+
+    Raises:
+        DeclinedError: it does not compile.
+    """
+    flat, spec = pytree.tree_flatten(list(arguments))
+    try:
+        return _compile(function, flat, spec)
+    except DeclinedError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DeclinedError(f"the step does not compile: {first[:200]}") from error
+
+
+def _compile(
+    function: Callable[..., Any], flat: list[torch.Tensor], spec: Any
+) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    out_spec: list[Any] = []
+
+    def on_flat(*tensors: torch.Tensor) -> list[Any]:
+        result = function(*pytree.tree_unflatten(list(tensors), spec))
+        leaves, found = pytree.tree_flatten(result)
+        out_spec[:] = [found]
+        return leaves
+
+    with config.patch(fallback_random=True, size_asserts=False, reorder_for_locality=False):
+        mode = FakeTensorMode()
+        fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in flat]
+        with mode, torch.no_grad():
+            operators = _without_detach(make_fx(on_flat)(*fakes))
+            graph = make_fx(
+                torch.func.functionalize(operators, remove="mutations"),
+                decomposition_table=select_decomp_table(),
+            )(*fakes)
+            graph = _without_detach(graph)
+        with torch.no_grad():
+            compiled: Any = compile_fx_inner(graph, fakes)
+    call = getattr(compiled, "current_callable", None)
+    return (compiled if call is None else call), out_spec[0]
+
+
+def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Take out ``detach``: where nothing is recorded for gradients it is the tensor itself."""
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph

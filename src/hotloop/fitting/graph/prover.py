@@ -1,0 +1,137 @@
+"""Are forward and loss a pure function of parameters, buffers and batch? Dynamo tells.
+
+Dynamo traces the Python code of forward and loss into one graph, or fails where it cannot: at a
+value read from a tensor, a branch on data, a call it does not know. Side effects on Python objects
+(a counter, a list that grows) are refused. What the trace relied on (attributes, globals, flags,
+shapes) becomes guards, which ``still_holds`` evaluates again: that costs microseconds and runs
+nothing of the net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.fitting.graph.declined import DeclinedError
+
+_KNOWN_NAMESPACES = ("aten", "prims", "prim")
+
+
+class Prover:
+    """Proves that a module is pure on batches of one form.
+
+    Args:
+        module: called with the batch's tensors; returns ``(loss, predictions)``.
+        leaves: the tensors of one batch.
+
+    Raises:
+        DeclinedError: it is not pure, or that cannot be told.
+    """
+
+    def __init__(self, module: nn.Module, leaves: Sequence[torch.Tensor]) -> None:
+        import torch._dynamo  # slow to import: only who compiles pays for it
+
+        if not hasattr(torch._dynamo.config, "side_effect_replay_policy"):
+            raise DeclinedError(
+                f"torch {torch.__version__} cannot refuse side effects while tracing"
+            )
+        self._num_traces = 0
+        self._foreign: str | None = None
+        known = [*module.parameters(), *module.buffers(), *leaves]
+        self._known = {id(tensor) for tensor in known}
+        self._device = leaves[0].device
+        self._forward = torch.compile(
+            _call(module), backend=self._backend, fullgraph=True, dynamic=False
+        )
+        try:
+            self._evaluate(leaves)
+        except DeclinedError:
+            raise
+        except Exception as error:
+            raise DeclinedError(_first_sentence(error)) from error
+        if self._foreign is not None:
+            raise DeclinedError(self._foreign)
+
+    def still_holds(self, leaves: Sequence[torch.Tensor]) -> bool:
+        """Tell whether everything that the trace relied on is as it was."""
+        before = self._num_traces
+        try:
+            self._evaluate(leaves)
+        except Exception:  # noqa: BLE001 - whatever cannot be traced now is not as it was
+            return False
+        return self._num_traces == before
+
+    def _evaluate(self, leaves: Sequence[torch.Tensor]) -> None:
+        with torch._dynamo.config.patch(side_effect_replay_policy="error"):
+            self._forward(*leaves)
+
+    def _backend(
+        self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]
+    ) -> Callable[..., Any]:
+        """Take note of a trace, and return a function that computes nothing."""
+        del inputs
+        self._num_traces += 1
+        self._foreign = _find_foreign_operation(graph, self._device)
+        outputs = [_placeholder_of(node) for node in _outputs(graph)]
+
+        def check_inputs(*args: Any) -> list[Any]:
+            for arg in args:
+                if not isinstance(arg, torch.Tensor):
+                    raise DeclinedError(
+                        f"forward computes with a Python {type(arg).__name__} that changes"
+                    )
+                if self._foreign is None and id(arg) not in self._known and self._num_traces == 1:
+                    self._foreign = (
+                        "forward reads a tensor that is neither parameter, buffer nor part of "
+                        "the batch"
+                    )
+            return outputs
+
+        return check_inputs
+
+
+def _call(module: nn.Module) -> Callable[..., Any]:
+    def forward(*leaves: torch.Tensor) -> Any:
+        return module(*leaves)
+
+    # Dynamo keeps traces, and a limit to their number, by code object: this one is the run's own
+    forward.__code__ = forward.__code__.replace(co_name="forward_and_loss")
+    return forward
+
+
+def _outputs(graph: torch.fx.GraphModule) -> list[Any]:
+    (node,) = (node for node in graph.graph.nodes if node.op == "output")
+    return list(node.args[0])
+
+
+def _placeholder_of(node: Any) -> Any:
+    value = node.meta.get("example_value") if isinstance(node, torch.fx.Node) else node
+    if isinstance(value, torch.Tensor):
+        return torch.empty_strided(tuple(value.shape), value.stride(), dtype=value.dtype,
+                                   device=value.device)  # fmt: skip
+    return value
+
+
+def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -> str | None:
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            namespace = getattr(node.target, "namespace", "aten")
+            if namespace not in _KNOWN_NAMESPACES:
+                return f"forward calls the custom operator {node.target}"
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.device.type != device.type:
+            return f"forward computes on the {value.device.type} as well"
+    return None
+
+
+def _first_sentence(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    for line in text:
+        if line.strip().startswith("Explanation:"):
+            first = line.strip().removeprefix("Explanation:").strip()
+            break
+    return f"forward or loss cannot be traced: {first[:200]}"

@@ -1,0 +1,141 @@
+"""One training step as a function of tensors: state and batch in, new state and loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from hotloop.data.unpack import Unpacker, loss_of, predictions_of
+from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.updates import Update
+from hotloop.fitting.precision import to_full_precision
+
+
+class LossModule(nn.Module):
+    """Net and loss as one module that takes a batch's tensors in order.
+
+    Args:
+        net: the bare net.
+        loss_fn: as ``KerasModel`` has it; None where the net computes its loss.
+        batch: one batch, that says which tensor goes where.
+
+    Raises:
+        DeclinedError: the batch holds other things than tensors.
+    """
+
+    def __init__(self, net: nn.Module, loss_fn: Any, batch: Any) -> None:
+        super().__init__()
+        self.net, self.loss_fn = net, loss_fn
+        leaves = pytree.tree_leaves(batch)
+        parts = Unpacker(net, net_computes_loss=loss_fn is None).split(batch)
+        used, self.spec = pytree.tree_flatten(parts)
+        if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in [*leaves, *used]):
+            raise DeclinedError("its batches hold other things than tensors")
+        places = {id(leaf): place for place, leaf in enumerate(leaves)}
+        self.order = [places[id(leaf)] for leaf in used]
+
+    def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Compute ``(loss, predictions)`` of a batch's tensors, the loss of 0 dimensions."""
+        args, kwargs, labels = self.parts(leaves)
+        output = self.net(*args, **kwargs)
+        preds = to_full_precision(predictions_of(output))
+        loss = loss_of(output) if self.loss_fn is None else self.loss_fn(preds, labels)
+        return loss, preds
+
+    def parts(self, leaves: Sequence[torch.Tensor]) -> Any:
+        """Return positional inputs, keyword inputs and labels."""
+        return pytree.tree_unflatten([leaves[place] for place in self.order], self.spec)
+
+
+class PureStep:
+    """Forward, loss, gradients, clipping and update, without a side effect of its own.
+
+    Args:
+        module: net and loss.
+        updates: of the optimizer's groups.
+        groups: the parameters of each group that are trained.
+        clip_grad_norm: as in ``StepOptions``.
+        autocast: makes the context of forward and loss.
+    """
+
+    def __init__(
+        self,
+        module: LossModule,
+        updates: Sequence[Update],
+        groups: Sequence[Sequence[torch.Tensor]],
+        clip_grad_norm: float | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.module, self.updates, self.groups = module, updates, groups
+        self.clip_grad_norm, self.autocast = clip_grad_norm, autocast
+        names = {id(tensor): name for name, tensor in _named(module)}
+        self.trained = [[names[id(param)] for param in group] for group in groups]
+        self.all_names = [name for name, _ in _named(module)]
+
+    def __call__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        states: Sequence[Sequence[tuple[torch.Tensor, ...]]],
+        numbers: Sequence[torch.Tensor],
+        leaves: Sequence[torch.Tensor],
+    ) -> tuple[torch.Tensor, Any]:
+        """Run a step, writing new values into ``tensors`` and ``states``.
+
+        Args:
+            tensors: parameters and buffers, in the order of ``all_names``.
+            states: for each group and parameter, the optimizer's tensors.
+            numbers: for each group, its update's numbers.
+            leaves: the batch's tensors.
+
+        Returns:
+            Loss and predictions, detached. With a loss that is not finite the parameters and the
+            optimizer's state keep their values.
+        """
+        held = dict(zip(self.all_names, tensors, strict=True))
+        originals = dict(held)
+        names = [name for group in self.trained for name in group]
+        with torch.enable_grad():
+            for name in names:
+                held[name] = held[name].detach().requires_grad_()
+            with self.autocast():
+                loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
+            found = torch.autograd.grad(loss, [held[name] for name in names], allow_unused=True)
+        grads: dict[Any, Any] = dict(zip(names, found, strict=True))
+        if self.clip_grad_norm is not None:
+            grads = clip_gradients(grads, self.clip_grad_norm)
+        ok = torch.isfinite(loss.detach())
+        for update, group, group_states, group_numbers in zip(
+            self.updates, self.trained, states, numbers, strict=True
+        ):
+            values = group_numbers.unbind()
+            for name, state in zip(group, group_states, strict=True):
+                grad = grads[name]
+                if grad is None:
+                    continue
+                param = originals[name]
+                new_param, new_state = update.apply(param.detach(), grad, state, values)
+                param.detach().copy_(torch.where(ok, new_param, param))
+                for tensor, value in zip(state, new_state, strict=True):
+                    tensor.copy_(torch.where(ok, value, tensor))
+        return loss.detach(), pytree.tree_map(_detach, preds)
+
+
+def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def clip_gradients(grads: dict[Any, Any], max_norm: float) -> dict[Any, Any]:
+    """Scale as ``torch.nn.utils.clip_grad_norm_`` does, norm 2."""
+    norms = [torch.linalg.vector_norm(grad) for grad in grads.values() if grad is not None]
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    return {name: None if grad is None else grad * factor for name, grad in grads.items()}
+
+
+def _detach(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value

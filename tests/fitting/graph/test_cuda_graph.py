@@ -1,0 +1,117 @@
+"""The logic around a CUDA graph, with a capture that calls the function again on the CPU.
+
+What only CUDA can show (the capture itself) is in ``tests/gpu``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.graph.pure_step import LossModule
+
+CPU = torch.device("cpu")
+
+
+class CalledAgain:
+    """Replays by calling; results stay at their first addresses, as a graph's do."""
+
+    def __init__(self, function):
+        self.function = function
+        self.results = function()
+
+    def replay(self):
+        for kept, new in zip(self.results, self.function(), strict=True):
+            kept.copy_(new)
+
+
+class Baked(CalledAgain):
+    """A replay that computes nothing: what a graph of the wrong addresses looks like."""
+
+    def replay(self):
+        pass
+
+
+def make_engine(capture=CalledAgain, make_optimizer=None, clip=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = (make_optimizer or adam)(net.parameters())
+    batch = [torch.randn(16, 4), torch.randint(2, (16,))]
+    nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    settings = GraphSettings(True, None, clip, False, print)
+    graphed = GraphedStep(net, nn.CrossEntropyLoss(), optimizer, Accelerator(CPU), settings)
+    graphed._module = LossModule(net, nn.CrossEntropyLoss(), batch)
+    state = [p.detach().clone() for p in [*net.parameters(), *net.buffers()]]
+    engine = CudaGraphEngine(graphed, batch, capture)
+    after = [*net.parameters(), *net.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(state, after, strict=True))
+    return engine, net, optimizer
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.25, fused=True)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.25, momentum=0.9, fused=True)
+
+
+@pytest.mark.parametrize("make_optimizer", [adam, sgd])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_replays_give_what_eager_steps_give(make_optimizer, clip):
+    """Rates that are powers of two, which float32 and float64 hold alike: bit for bit."""
+    engine, net, optimizer = make_engine(make_optimizer=make_optimizer, clip=clip)
+    _, other, plain = make_engine(make_optimizer=make_optimizer)
+    loss_fn = nn.CrossEntropyLoss()
+    for step in range(4):
+        batch = [torch.randn(16, 4), torch.randint(2, (16,))]
+        for held in (optimizer, plain):
+            held.param_groups[0]["lr"] = 0.25 / 2**step
+        loss, preds = engine.step(batch)
+        expected = other(batch[0])
+        expected_loss = loss_fn(expected, batch[1])
+        expected_loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(other.parameters(), clip)
+        plain.step()
+        plain.zero_grad()
+        torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(preds, expected.detach(), rtol=1e-5, atol=1e-6)
+    for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_replay_that_differs_is_refused():
+    with pytest.raises(DeclinedError, match="a replay differs from the step itself"):
+        make_engine(Baked)
+
+
+def test_a_failed_capture_is_refused():
+    def fails(function):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(DeclinedError, match="not permitted"):
+        make_engine(fails)
+
+
+def test_changes_of_what_is_baked_are_seen():
+    engine, net, optimizer = make_engine()
+    assert engine.is_current()
+    optimizer.param_groups[0]["betas"] = (0.8, 0.999)
+    with pytest.raises(DeclinedError, match="other than the learning rate"):
+        engine.step([torch.randn(16, 4), torch.randint(2, (16,))])
+    optimizer.param_groups[0]["betas"] = (0.9, 0.999)
+    net[0].weight.data = net[0].weight.data.clone()  # another address
+    assert not engine.is_current()
+
+
+def test_an_optimizer_without_its_fused_kernel_is_refused():
+    with pytest.raises(DeclinedError, match="fused"):
+        make_engine(make_optimizer=lambda p: torch.optim.Adam(p, lr=0.25))

@@ -1,0 +1,211 @@
+"""``compile``: the numbers are the eager step's up to rounding, or the step stays eager."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Accuracy
+from zoo import ZOO, GanPair
+
+from hotloop import KerasModel
+from hotloop.errors import NonFiniteError, SettingsError
+
+ONE_GRAPH = "compile: the training step is one graph"
+EAGER = "compile: the training step runs eagerly, since"
+
+
+def train(animal, make_optimizer, epochs=2, precision=torch.float64, **options):
+    """Return history and net of a fit whose random numbers are the same each time."""
+    torch.manual_seed(0)
+    random.seed(0)
+    net = animal.make().to(precision)
+    optimizer = make_optimizer(net.parameters())
+    make_scheduler = options.pop("make_scheduler", None)
+    scheduler = make_scheduler(optimizer) if make_scheduler else None
+    accuracy = {"acc": Accuracy(task="multiclass", num_classes=2)}
+    model = KerasModel(net, nn.CrossEntropyLoss(), accuracy, optimizer, scheduler)
+    loader = to_precision(animal.loader(), precision)
+    options = {"plot": False, "cpu": True, "patience": epochs, **options}
+    history = model.fit(loader, epochs=epochs, **options)
+    return history, net
+
+
+def to_precision(loader, precision):
+    batches = []
+    for batch in loader:
+        if isinstance(batch, dict):
+            batches.append({k: _cast(v, precision) for k, v in batch.items()})
+        else:
+            batches.append([_cast(v, precision) for v in batch])
+    return batches
+
+
+def _cast(tensor, precision):
+    return tensor.to(precision) if tensor.is_floating_point() else tensor
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def assert_close(first, second):
+    for a, b in zip(first, second, strict=True):
+        columns = [c for c in a[0].columns if c.endswith("loss")]
+        torch.testing.assert_close(
+            torch.tensor(a[0][columns].to_numpy()), torch.tensor(b[0][columns].to_numpy()),
+            rtol=1e-6, atol=1e-7,
+        )  # fmt: skip
+        for name, value in a[1].state_dict().items():
+            other = b[1].state_dict()[name]
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.pure])
+def test_pure_nets_are_one_graph_with_the_same_numbers(name, capsys):
+    compiled = train(ZOO[name], adam, compile=True)
+    random_state = torch.get_rng_state()
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert_close([train(ZOO[name], adam, quiet=True)], [compiled])
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.pure is not True])
+def test_what_is_not_pure_stays_eager_and_says_why(name, capsys):
+    first = train(ZOO[name], adam, compile=True)
+    said = capsys.readouterr().out
+    second = train(ZOO[name], adam, quiet=True)
+    if ZOO[name].pure is False:
+        assert said.count(EAGER) == 1
+    assert_close([second], [first])
+    if ZOO[name].pure is False:
+        for a, b in zip(first[1].parameters(), second[1].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+OPTIMIZERS = {
+    "adam, decay, amsgrad": lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1, amsgrad=True),
+    "adamw, two groups": lambda p: torch.optim.AdamW(_two_groups(p), lr=0.01),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.01, maximize=False),
+    "sgd, nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+}
+
+
+def _two_groups(parameters):
+    parameters = list(parameters)
+    return [{"params": parameters[:1], "lr": 0.02}, {"params": parameters[1:], "weight_decay": 0.3}]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_schedules_and_clipping(name, capsys):
+    def one_cycle(optimizer):  # changes momentum or betas in every step too
+        cycles = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=0.05, total_steps=40, cycle_momentum=cycles
+        )
+
+    options = {"make_scheduler": one_cycle, "clip_grad_norm": 0.1, "epochs": 3}
+    compiled = train(ZOO["mlp"], OPTIMIZERS[name], compile=True, **options)
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert_close([train(ZOO["mlp"], OPTIMIZERS[name], quiet=True, **options)], [compiled])
+
+
+def test_other_optimizers_and_settings_stay_eager(capsys):
+    for make_optimizer, options, reason in (
+        (lambda p: torch.optim.RMSprop(p), {}, "RMSprop is not among"),
+        (adam, {"gradient_accumulation_steps": 2}, "accumulated"),
+        (adam, {"mixed_precision": "fp16", "precision": torch.float32}, "fp16"),
+    ):
+        train(ZOO["mlp"], make_optimizer, compile=True, **options)
+        assert reason in capsys.readouterr().out
+
+
+def test_a_custom_step_stays_eager(capsys):
+    net = nn.ModuleDict({"generator": nn.Linear(4, 8), "critic": nn.Linear(8, 1)})
+    model = KerasModel(
+        net, nn.MSELoss(), None, torch.optim.Adam(net["critic"].parameters()),
+        StepRunner=GanPair,
+        generator_optimizer=torch.optim.Adam(net["generator"].parameters()),
+    )  # fmt: skip
+    before = copy.deepcopy(net.state_dict())
+    model.fit(ZOO["mlp"].loader(), epochs=1, cpu=True, plot=False, compile=True)
+    assert "since the StepRunner is your own" in capsys.readouterr().out
+    assert all(not torch.equal(before[k], v) for k, v in net.state_dict().items() if "weight" in k)
+
+
+class Scaled(nn.Module):
+    """Reads a plain attribute, which a callback changes between epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(8, 2), 1.0
+
+    def forward(self, inputs):
+        return self.layer(inputs) * self.scale
+
+
+class Anneal:
+    def on_train_epoch_end(self, model):
+        model.net.scale *= 0.5
+
+
+class Freeze:
+    def on_train_epoch_end(self, model):
+        model.net[0].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(("make", "callback"), [(Scaled, Anneal), (None, Freeze)])
+def test_what_a_callback_changes_between_epochs_is_seen(make, callback, capsys):
+    animal = ZOO["mlp"] if make is None else type(ZOO["mlp"])(make, ZOO["mlp"].make_rows, True)
+    options = {"epochs": 3, "callbacks": [callback()]}
+    compiled = train(animal, adam, compile=True, **options)
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert_close([train(animal, adam, quiet=True, **options)], [compiled])
+
+
+def test_short_last_batches_and_resident_data(small, capsys):
+    """200 rows by 48: three graph steps and an eager one each epoch, on the same state."""
+
+    def run(**options):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+        data = TensorDataset(small[0].double(), small[1])
+        loader = DataLoader(data, 48, shuffle=True, generator=torch.Generator().manual_seed(0))
+        history = model.fit(loader, epochs=3, cpu=True, plot=False, **options)
+        steps = {int(state["step"]) for state in model.optimizer.state.values()}
+        return (history, net), steps
+
+    compiled, steps = run(compile=True)
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert steps == {15}  # the optimizer's own count is as ever
+    assert_close([run(quiet=True)[0]], [compiled])
+
+
+def test_a_loss_that_is_not_finite_leaves_weights_as_they_were():
+    torch.manual_seed(0)
+    inputs, labels = ZOO["mlp"].make_rows()
+    inputs[50] = float("nan")
+    net = ZOO["mlp"].make()
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+    loader = DataLoader(TensorDataset(inputs, labels), 8)
+    with pytest.raises(NonFiniteError, match="step 7 of epoch 1"):
+        model.fit(loader, epochs=2, cpu=True, plot=False, quiet=True, compile=True)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_auto_does_not_compile_a_short_run(capsys):
+    train(ZOO["mlp"], adam, compile="auto", epochs=20)
+    said = capsys.readouterr().out
+    assert "too few to pay for it" in said
+    assert said.count("compile:") == 1
+
+
+def test_compile_and_exact_exclude_each_other():
+    for value, options in ((True, {"exact": True}), ("always", {})):
+        with pytest.raises(SettingsError, match="compile="):
+            train(ZOO["mlp"], adam, compile=value, quiet=True, **options)

@@ -131,6 +131,7 @@ class KerasModel(nn.Module):
         resident_budget: float | None = None,
         batch_transform: Callable[..., Any] | None = None,
         compile: bool | Literal["auto"] = False,
+        tf32: bool | None = None,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -172,6 +173,9 @@ class KerasModel(nn.Module):
                 CPU (which takes seconds, and differs by rounding), replayed on CUDA. "auto"
                 does so only where it pays back within this run, by measuring. What cannot be
                 proven runs as ever, and the reason is said once.
+            tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
+                False computes products and convolutions in full float32; None leaves torch's
+                settings. They are put back after the fit.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -196,6 +200,7 @@ class KerasModel(nn.Module):
             resident_budget=resident_budget,
             batch_transform=batch_transform,
             compile=compile,
+            tf32=tf32,
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from hotloop.data.feed import Feed
 from hotloop.errors import DataError
-from hotloop.nested import describe, to_device
+from hotloop.nested import describe
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -67,11 +68,11 @@ class BatchSource:
         Raises:
             DataError: the samples of a batch do not stack, or there is no batch at all.
         """
-        non_blocking = self.device.type != "cpu"
+        feed = Feed(self.device)
         num_read = 0
         for host_batch in itertools.islice(self._read(), self.num_batches):
             num_read += 1
-            yield host_batch, to_device(host_batch, self.device, non_blocking=non_blocking)
+            yield host_batch, feed.move(host_batch)
         if num_read == 0:
             raise DataError(
                 f"{self.role} gave no batch: it is empty, or an iterator that was used up by an "

@@ -41,6 +41,34 @@ def make_precision(name: str | None, device: torch.device) -> Precision:
     return Precision(device.type, dtypes.get(name or "no"))
 
 
+class Float32Mode:
+    """How CUDA multiplies float32 matrices while a fit runs: in TF32 (10 bits of mantissa) or not.
+
+    Args:
+        tf32: True for TF32 in matrix products and convolutions, False for full float32 in both,
+            None to leave torch's settings (by default: convolutions TF32, products float32).
+        device: other devices than CUDA have no such mode, and are left alone.
+    """
+
+    def __init__(self, tf32: bool | None, device: torch.device) -> None:
+        self.tf32 = tf32 if device.type == "cuda" else None
+        self._before: tuple[str, bool] | None = None
+
+    def apply(self) -> None:
+        """Set the mode."""
+        if self.tf32 is not None:
+            self._before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = self.tf32
+
+    def undo(self) -> None:
+        """Set what was there before."""
+        if self._before is not None:
+            torch.set_float32_matmul_precision(self._before[0])
+            torch.backends.cudnn.allow_tf32 = self._before[1]
+            self._before = None
+
+
 def to_full_precision(output: Any) -> Any:
     """Return a half-precision tensor as float32, for the loss and the metrics; others as is."""
     if isinstance(output, torch.Tensor) and output.dtype in (torch.float16, torch.bfloat16):

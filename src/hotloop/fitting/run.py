@@ -30,6 +30,7 @@ from hotloop.fitting.optimizers import (
     follows_score,
     move_optimizer_state,
 )
+from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
@@ -103,6 +104,7 @@ class FitRun:
         self.threads: ThreadTrial | None = None
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
+        self.float32_mode = Float32Mode(settings.tf32, self.device)
         if not settings.exact:
             self._choose_speedups()
 
@@ -116,6 +118,7 @@ class FitRun:
             self.fused.apply()
         if self.host_memory is not None:
             self.host_memory.apply()
+        self.float32_mode.apply()
         if self.settings.compile:
             self.graph = self._make_graph()
         try:
@@ -279,6 +282,7 @@ class FitRun:
             self.threads.undo()
         if self.host_memory is not None:
             self.host_memory.undo()
+        self.float32_mode.undo()
 
     def _step_scheduler(self, row: dict[str, Any]) -> None:
         scheduler = self.model.lr_scheduler

@@ -47,6 +47,7 @@ class FitSettings:
     resident_budget: float | None = None
     batch_transform: Callable[..., Any] | None = None
     compile: bool | Literal["auto"] = False
+    tf32: bool | None = None
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
@@ -57,6 +58,8 @@ class FitSettings:
             raise SettingsError(
                 f"compile={self.compile!r} is not known: pass True, False or 'auto'."
             )
+        if self.tf32 not in (True, False, None):
+            raise SettingsError(f"tf32={self.tf32!r} is not known: pass True, False or None.")
         if self.compile is True and self.exact:
             raise SettingsError(
                 "compile=True and exact=True exclude each other, for a compiled step differs by "

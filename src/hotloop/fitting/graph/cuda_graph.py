@@ -201,7 +201,7 @@ class CudaGraphEngine:
             addresses,
             tuple(group.describe() for group in self._groups),
             torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cuda.matmul.allow_tf32,
+            torch.get_float32_matmul_precision(),
             torch.backends.cudnn.allow_tf32,
         )
 

@@ -1,0 +1,44 @@
+"""Batches from the host to the device, copied while the device computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hotloop.nested import iterate_leaves, map_leaves, to_device
+
+
+class Feed:
+    """Moves batches to a device.
+
+    On CUDA a batch is put into pinned memory and copied on a stream of its own, so that the copy
+    runs beside the kernels of the step before, which the host has only queued; the step waits for
+    it on the device and not on the host. Batches are read when they were read before, so that
+    random numbers are drawn in the same order. Elsewhere it is a plain copy.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: Any = None
+
+    def move(self, batch: Any) -> Any:
+        """Return the batch on the device; what is there already is not copied."""
+        if self.device.type != "cuda":
+            return to_device(batch, self.device, non_blocking=self.device.type != "cpu")
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            moved = to_device(map_leaves(batch, _pinned), self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for _, leaf in iterate_leaves(moved):
+            if isinstance(leaf, torch.Tensor):
+                leaf.record_stream(current)  # its memory is not used again before the step is done
+        return moved
+
+
+def _pinned(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu" and not leaf.is_pinned():
+        return leaf.pin_memory()
+    return leaf

@@ -34,7 +34,7 @@ def test_labels_are_checked_on_the_host_before_a_device_sees_them(small, residen
         # the meta device has no memory to gather from: only the first offer is of interest
         source = ResidentSource(loader, "train_data", torch.device("cpu"), 2)
         source.device = META
-        source._gather = lambda rows: [inputs[rows].to(META), labels[rows].to(META)]
+        source._gather_columns = lambda rows: [inputs[rows].to(META), labels[rows].to(META)]
     else:
         source = BatchSource(loader, "train_data", META)
     runner = make_runner()

@@ -30,6 +30,7 @@ _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading 
 _READ_BATCH = 256
 _NUM_REREAD = 64  # samples compared before the take-over
 _NUM_RECHECK = 4  # samples compared again each epoch
+_GATHER_BYTES = 1 << 18  # of small batches that are gathered at once
 _SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
 
 
@@ -170,9 +171,41 @@ class ResidentSource(BatchSource):
         if any(tensor._version != version for tensor, version in self._versions):
             self._take_tensors()  # the user changed the tensors in place since
         host_batch = self._host_labels()
-        for rows in self._rows():
-            yield host_batch, self._gather(rows)
+        for batch in self._gathered():
+            yield host_batch, batch
             host_batch = None
+
+    def _gathered(self) -> Iterator[Any]:
+        """Yield the epoch's batches; small ones are gathered several at a time, and cut apart."""
+        waiting: list[torch.Tensor] = []
+        if not self._index_batches.draws_at_once:
+            yield from map(self._gather, self._rows())
+            return
+        for rows in self._rows():
+            together = max(1, min(_GATHER_BYTES // max(len(rows) * self._row_bytes(), 1), 64))
+            if together == 1 and not waiting:
+                yield self._gather(rows)
+                continue
+            waiting.append(rows)
+            if len(waiting) >= together:
+                yield from self._gather_many(waiting)
+                waiting = []
+        yield from self._gather_many(waiting)
+
+    def _gather_many(self, several: list[torch.Tensor]) -> Iterator[Any]:
+        if not several:
+            return
+        sizes = [len(rows) for rows in several]
+        columns = [
+            column.split(sizes)  # type: ignore[no-untyped-call]
+            for column in self._gather_columns(torch.cat(several))
+        ]
+        for parts in zip(*columns, strict=True):
+            yield self._as_batch(list(parts))
+
+    def _row_bytes(self) -> int:
+        """Return the size of a sample as the net gets it."""
+        return sum(column.shape.numel() * column.dtype.itemsize for column in self._columns)
 
     def _host_labels(self) -> Any:
         """Return all labels in the place of a batch's, for the check of their range."""
@@ -190,12 +223,18 @@ class ResidentSource(BatchSource):
             ) from error
 
     def _gather(self, indices: torch.Tensor) -> Any:
+        return self._as_batch(self._gather_columns(indices))
+
+    def _gather_columns(self, indices: torch.Tensor) -> list[torch.Tensor]:
         if self._row_of is not None:
             indices = self._row_of[indices]
         indices = indices.to(self.device, non_blocking=True)
+        return [column.gather(indices) for column in self._columns]
+
+    def _as_batch(self, columns: list[torch.Tensor]) -> Any:
         if type(self._template) is list:  # what default_collate makes of tuples
-            return [column.gather(indices) for column in self._columns]
-        rows = iter([column.gather(indices) for column in self._columns])
+            return columns
+        rows = iter(columns)
         return map_leaves(self._template, lambda _: next(rows))
 
     def _take_tensors(self) -> None:

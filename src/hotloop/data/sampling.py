@@ -65,7 +65,7 @@ class IndexBatches:
             TypeError: a sampler gives something else than integers.
         """
         batch_sampler: Any = self.loader.batch_sampler
-        if type(batch_sampler) is not BatchSampler or type(batch_sampler.sampler) not in _AT_ONCE:
+        if not self.draws_at_once:
             yield from map(_as_rows, self.epoch())
             return
         self._draw_base_seed()
@@ -74,6 +74,12 @@ class IndexBatches:
         if batch_sampler.drop_last and len(rows) % batch_sampler.batch_size:
             batches = batches[:-1]
         yield from batches
+
+    @property
+    def draws_at_once(self) -> bool:
+        """Whether all indices of an epoch are drawn before its first batch."""
+        batch_sampler: Any = self.loader.batch_sampler
+        return type(batch_sampler) is BatchSampler and type(batch_sampler.sampler) in _AT_ONCE
 
     def _draw_base_seed(self) -> None:
         if not self._workers_live:  # persistent workers keep the base seed they were born with

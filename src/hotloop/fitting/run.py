@@ -38,6 +38,8 @@ from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import metric_names, to_host
 from hotloop.metrics.batched import BatchedUpdates
 
+_SHORT_RUN_STEPS = 100
+
 
 class Trainable(Protocol):
     """What a run needs of the model that it trains."""
@@ -230,7 +232,7 @@ class FitRun:
         if layout.applies and self.compute is None and standard_forward:
             self.layout = layout
         if self.device.type == "cpu":
-            self.threads = ThreadTrial()
+            self.threads = self._make_thread_trial()
             self.host_memory = HostMemory()
         counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
         self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
@@ -242,6 +244,13 @@ class FitRun:
         self.train_source = make_source(self.train_source, num_epochs, share, say)
         if self.val_source is not None:
             self.val_source = make_source(self.val_source, num_epochs, share, say)
+
+    def _make_thread_trial(self) -> ThreadTrial | None:
+        """Return a trial of the number of threads; none before a graph in a very short run."""
+        num_batches = self.train_source.num_batches or 0
+        if self.settings.compile and num_batches * self.settings.epochs < _SHORT_RUN_STEPS:
+            return None
+        return ThreadTrial()
 
     def _make_graph(self) -> GraphedStep | None:
         """Return what runs training steps as one graph; None where the step is not hotloop's."""
@@ -270,6 +279,7 @@ class FitRun:
                 clip_grad_norm=settings.clip_grad_norm,
                 check_every_step=own_code_between,
                 say=say,
+                is_settled=lambda: self.threads is None or self.threads.done,
             ),
         )
 

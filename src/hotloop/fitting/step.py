@@ -104,6 +104,7 @@ class StepRunner:
             output = self.forward(batch)
             loss: Any = self._read_on_host(output.loss, batch)
         elif options.graph is not None:
+            self.compute_loss.label_range.check_again()
             output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
             loss = self._read_on_host(output.loss, batch)
         else:

@@ -51,6 +51,7 @@ class CompiledEngine:
             graphed.accelerator.autocast,
         )
         self._structure = structure(self.optimizer)
+        self._requires_grad = [p.requires_grad for p in self.module.parameters()]
         for update in self._updates:
             update.refresh()
         arguments = self._arguments()
@@ -68,8 +69,7 @@ class CompiledEngine:
         """Run the compiled function."""
         for update in self._updates:
             update.refresh()
-        with torch.no_grad():
-            results = self._call([*self._fixed, *leaves])
+        results = self._call([*self._fixed, *leaves])
         if len(results) == 2:
             return results[0], results[1]
         return results[0], torch.utils._pytree.tree_unflatten(list(results), self._spec)[1]
@@ -82,6 +82,8 @@ class CompiledEngine:
     def is_current(self) -> bool:
         """Tell whether tensors and settings are those that were compiled for."""
         if structure(self.optimizer) != self._structure:
+            return False
+        if [p.requires_grad for p in self.module.parameters()] != self._requires_grad:
             return False
         try:
             self._fixed = self._flat(self._arguments())
@@ -96,7 +98,8 @@ class CompiledEngine:
         return [tensor.detach() for tensor in self._fixed if id(tensor) not in numbers] + counts
 
     def _arguments(self) -> list[Any]:
-        tensors = [*self.module.parameters(), *self.module.buffers()]
+        # detached: the compiled function is no part of any other graph
+        tensors = [t.detach() for t in (*self.module.parameters(), *self.module.buffers())]
         states = [
             [tuple(state[name] for name in update.names) for state in group_states]
             for update, group_states in zip(self._updates, self._states(), strict=True)
@@ -130,4 +133,4 @@ def check_clipping(
 
 
 def _layout(tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-    return tuple((t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors)
+    return tuple((t.shape, t.stride(), t.dtype) for t in tensors)

@@ -21,7 +21,6 @@ from hotloop.fitting.graph.declined import DeclinedError
 _MAX_BUILDS = 3
 _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
 _TIMED_STEPS = 12
-_SETTLED_STEPS = 32  # the number of threads is chosen by then
 _WORTHWHILE_SECONDS = {"cpu": 60.0}  # of eager training left; compiling takes 5 to 60 s there
 _WORTHWHILE = 0.95
 
@@ -37,6 +36,7 @@ class GraphSettings:
         check_every_step: other code of the user runs between steps (a loader in this process, a
             transform), so that what was proven is looked at again before each.
         say: takes a line for the user.
+        is_settled: tells whether the number of threads is decided, which a graph is made for.
     """
 
     mode: bool | str
@@ -44,6 +44,7 @@ class GraphSettings:
     clip_grad_norm: float | None
     check_every_step: bool
     say: Callable[[str], None]
+    is_settled: Callable[[], bool] = lambda: True
 
 
 class Engine(Protocol):
@@ -111,7 +112,7 @@ class GraphedStep:
             step_scheduler: called after a step that was not eager.
         """
         self._num_steps += 1
-        if self.reason is not None or self._num_steps == 1:
+        if self.reason is not None or self._num_steps == 1 or not self.settings.is_settled():
             return eager(batch)
         if self.settings.mode == "auto" and self._engine is None and not self._pays():
             return self._timed(eager, batch)
@@ -137,9 +138,8 @@ class GraphedStep:
     def _run(
         self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
     ) -> StepOutput:
-        leaves = pytree.tree_leaves(batch)
-        form = form_of(leaves)
-        if self._engine is not None and form != self._form:
+        leaves = batch if type(batch) is list else pytree.tree_leaves(batch)
+        if self._engine is not None and not _has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
                 raise DeclinedError("its batches differ in shape")
@@ -149,7 +149,7 @@ class GraphedStep:
         if self._engine is not None and not self._checked:
             self._check(leaves)
         if self._engine is None:
-            self._form = form
+            self._form = form_of(leaves)
             return self._build(batch, leaves, eager)
         if not self._running:
             self._engine.start()
@@ -161,7 +161,7 @@ class GraphedStep:
         step_scheduler()
         if self.settings.mode == "auto" and len(self._graph_seconds) < _TIMED_STEPS:
             self._judge(started)
-        return StepOutput(loss, preds, self._module.parts(leaves)[2])
+        return StepOutput(loss, preds, self._module.labels(leaves))
 
     def _check(self, leaves: Sequence[torch.Tensor]) -> None:
         """Drop the engine where something that it relied on has changed."""
@@ -227,9 +227,8 @@ class GraphedStep:
     def _timed(self, eager: Callable[[Any], StepOutput], batch: Any) -> StepOutput:
         started = time.perf_counter()
         output = eager(batch)
-        if self._num_steps > _SETTLED_STEPS:
-            self._synchronize()
-            self._eager_seconds.append(time.perf_counter() - started)
+        self._synchronize()
+        self._eager_seconds.append(time.perf_counter() - started)
         return output
 
     def _judge(self, started: float) -> None:
@@ -245,7 +244,7 @@ class GraphedStep:
 
     def _synchronize(self) -> None:
         device = self.accelerator.device
-        if device.type != "cpu" and (self._num_steps < 2 * _SETTLED_STEPS or self._engine):
+        if device.type != "cpu":
             torch.accelerator.synchronize(device)  # sync: a dozen steps of a trial
 
 
@@ -257,6 +256,18 @@ def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
         else type(leaf)
         for leaf in leaves
     )
+
+
+def _has_form(leaves: Sequence[Any], form: tuple[Any, ...]) -> bool:
+    """Tell whether ``form_of(leaves) == form``, quickly."""
+    if len(leaves) != len(form):
+        return False
+    for leaf, expected in zip(leaves, form, strict=True):
+        if not isinstance(leaf, torch.Tensor) or leaf.shape != expected[0]:
+            return False
+        if leaf.dtype != expected[2] or leaf.stride() != expected[1] or leaf.device != expected[3]:
+            return False
+    return True
 
 
 def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator) -> None:

@@ -38,6 +38,7 @@ class LossModule(nn.Module):
             raise DeclinedError("its batches hold other things than tensors")
         places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self.order = [places[id(leaf)] for leaf in used]
+        self._label_place = places.get(id(parts[2])) if isinstance(parts[2], torch.Tensor) else None
 
     def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Compute ``(loss, predictions)`` of a batch's tensors, the loss of 0 dimensions."""
@@ -46,6 +47,12 @@ class LossModule(nn.Module):
         preds = to_full_precision(predictions_of(output))
         loss = loss_of(output) if self.loss_fn is None else self.loss_fn(preds, labels)
         return loss, preds
+
+    def labels(self, leaves: Sequence[torch.Tensor]) -> Any:
+        """Return the labels alone."""
+        if self._label_place is not None:
+            return leaves[self._label_place]
+        return self.parts(leaves)[2]
 
     def parts(self, leaves: Sequence[torch.Tensor]) -> Any:
         """Return positional inputs, keyword inputs and labels."""

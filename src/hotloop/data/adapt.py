@@ -27,7 +27,10 @@ class BatchSource:
         role: what the data is for, as the argument is called ("train_data").
         num_batches: batches an epoch; None when unknown.
         device: where batches go.
+        loader_is_ours: whether hotloop made the loader, and may choose its workers.
     """
+
+    loader_is_ours = False
 
     def __init__(self, batches: Iterable[Any], role: str, device: torch.device) -> None:
         self.batches = batches
@@ -136,7 +139,9 @@ def as_batches(
             )
         in_order = isinstance(data, IterableDataset)
         loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle and not in_order)
-        return BatchSource(loader, role, device)
+        source = BatchSource(loader, role, device)
+        source.loader_is_ours = not in_order
+        return source
     if batch_size is not None:
         raise DataError(
             f"batch_size={batch_size} has no effect on {role}, a {type(data).__name__} that has "

@@ -23,6 +23,7 @@ from hotloop.data.purity import (
 )
 from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches, replay_is_faithful
+from hotloop.data.workers import AdaptiveSource
 from hotloop.errors import DataError
 from hotloop.nested import iterate_leaves, map_leaves
 
@@ -358,15 +359,18 @@ def make_source(
     source: BatchSource, num_epochs: int, budget_share: float | None, say: Callable[[str], None]
 ) -> BatchSource:
     """Return ``source`` from memory where that is safe, else as it is; say which, and why."""
-    if not isinstance(source.batches, DataLoader) or budget_share == 0:
+    if not isinstance(source.batches, DataLoader):
         return source
+    streamed = AdaptiveSource(source, say) if source.loader_is_ours else source
+    if budget_share == 0:
+        return streamed
     try:
         resident = ResidentSource(
             source.batches, source.role, source.device, num_epochs, budget_share, say
         )
     except Declined as declined:
         say(f"{source.role} stays on its loader: {declined}")
-        return source
+        return streamed
     say(resident.describe())
     return resident
 

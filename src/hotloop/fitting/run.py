@@ -121,7 +121,7 @@ class FitRun:
         if self.host_memory is not None:
             self.host_memory.apply()
         self.float32_mode.apply()
-        if self.settings.compile:
+        if self.settings.compile and not self.settings.exact:
             self.graph = self._make_graph()
         try:
             self._train(epochs, callbacks)

@@ -158,7 +158,19 @@ class Freeze:
         model.net[0].weight.requires_grad_(False)
 
 
-@pytest.mark.parametrize(("make", "callback"), [(Scaled, Anneal), (None, Freeze)])
+class LoadState:
+    """Puts other dicts in the place of the optimizer's groups, with another rate."""
+
+    def on_train_epoch_end(self, model):
+        state = model.optimizer.state_dict()
+        for group in state["param_groups"]:
+            group["lr"] *= 0.1
+        model.optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("make", "callback"), [(Scaled, Anneal), (None, Freeze), (None, LoadState)]
+)
 def test_what_a_callback_changes_between_epochs_is_seen(make, callback, capsys):
     animal = ZOO["mlp"] if make is None else type(ZOO["mlp"])(make, ZOO["mlp"].make_rows, True)
     options = {"epochs": 3, "callbacks": [callback()]}
@@ -196,6 +208,38 @@ def test_a_loss_that_is_not_finite_leaves_weights_as_they_were():
     with pytest.raises(NonFiniteError, match="step 7 of epoch 1"):
         model.fit(loader, epochs=2, cpu=True, plot=False, quiet=True, compile=True)
     assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_bf16_and_nested_batches(capsys):
+    """Guards hold under autocast; a batch of lists is flattened."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+
+        def forward(self, pair):
+            return self.layer(pair[0] + pair[1])
+
+    inputs, labels = ZOO["mlp"].make_rows()
+    batches = [[[x, 2 * x], y] for x, y in zip(inputs.split(16), labels.split(16), strict=True)]
+    losses = []
+    for compile_it in (True, False):
+        torch.manual_seed(0)
+        net = Two()
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+        history = model.fit(batches, epochs=5, cpu=True, plot=False, compile=compile_it,
+                            mixed_precision="bf16")  # fmt: skip
+        losses.append(torch.tensor(history["train_loss"].to_numpy()))
+    said = capsys.readouterr().out
+    assert said.count(ONE_GRAPH) == 1
+    assert "runs eagerly" not in said
+    torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+
+
+def test_exact_and_auto_stay_exact(capsys):
+    train(ZOO["mlp"], adam, compile="auto", exact=True)
+    assert "compile:" not in capsys.readouterr().out
 
 
 def test_auto_does_not_compile_a_short_run(capsys):

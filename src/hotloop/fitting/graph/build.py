@@ -83,6 +83,9 @@ class CompiledEngine:
         """Tell whether tensors and settings are those that were compiled for."""
         if structure(self.optimizer) != self._structure:
             return False
+        groups = self.optimizer.param_groups  # new ones where a state was loaded
+        if any(u.group is not group for u, group in zip(self._updates, groups, strict=True)):
+            return False
         if [p.requires_grad for p in self.module.parameters()] != self._requires_grad:
             return False
         try:

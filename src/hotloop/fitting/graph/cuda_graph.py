@@ -299,6 +299,7 @@ class _GroupStep:
     def describe(self) -> tuple[Any, ...]:
         """Return addresses and settings that are part of a capture."""
         return (
+            any(group is self.group for group in self.optimizer.param_groups),
             tuple(id(p) for p in self.group["params"]),
             tuple(t.data_ptr() for t in self.tensors()),
             self._baked(),

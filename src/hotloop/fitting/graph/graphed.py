@@ -138,7 +138,7 @@ class GraphedStep:
     def _run(
         self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
     ) -> StepOutput:
-        leaves = batch if type(batch) is list else pytree.tree_leaves(batch)
+        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
         if self._engine is not None and not _has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
@@ -167,8 +167,9 @@ class GraphedStep:
         """Drop the engine where something that it relied on has changed."""
         engine = self._engine
         self._checked = not self.settings.check_every_step
-        if engine is not None and engine.is_current() and self._prover.still_holds(leaves):
-            return
+        with self.accelerator.autocast():
+            if engine is not None and engine.is_current() and self._prover.still_holds(leaves):
+                return
         self.finish()
         self._engine = None
 
@@ -246,6 +247,10 @@ class GraphedStep:
         device = self.accelerator.device
         if device.type != "cpu":
             torch.accelerator.synchronize(device)  # sync: a dozen steps of a trial
+
+
+def _is_flat(batch: Any) -> bool:
+    return type(batch) is list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
 
 
 def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel
-from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
+from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer, to_channels_last
 from hotloop.fitting.threads import ThreadTrial
 
 CPU = torch.device("cpu")
@@ -130,6 +130,15 @@ def test_state_follows_the_layout_of_its_parameter():
     average = optimizer.state[net.weight]["exp_avg"]
     assert average.stride() == net.weight.stride()
     assert average.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_activations_follow_the_layout_whatever_the_number_of_channels(channels):
+    images = torch.randn(4, channels, 8, 6)
+    batch = to_channels_last([images, torch.zeros(4).long()])
+    assert torch.equal(batch[0], images)
+    conv = nn.Conv2d(channels, 5, 3).to(memory_format=torch.channels_last)
+    assert conv(batch[0]).stride()[1] == 1
 
 
 def test_threads_are_given_back(small):

@@ -138,10 +138,18 @@ def to_channels_last(batch: Any) -> Any:
     """Return a batch with its 4-dimensional floating-point tensors in channels-last memory."""
     if type(batch) is list or type(batch) is tuple:
         return type(batch)(
-            part.contiguous(memory_format=torch.channels_last) if is_image_batch(part) else part
-            for part in batch
+            _with_channels_last(part) if is_image_batch(part) else part for part in batch
         )
     return batch
+
+
+def _with_channels_last(images: torch.Tensor) -> torch.Tensor:
+    images = images.contiguous(memory_format=torch.channels_last)
+    # with one channel both layouts are the same bytes, and only the strides tell kernels which one
+    # to go on with
+    _, channels, height, width = images.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return images if images.stride() == strides else images.as_strided(images.shape, strides)
 
 
 def _has_images(batch: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from hotloop import KerasModel
 from hotloop.fitting.step import StepRunner
 
 ROWS = 64
@@ -147,6 +148,16 @@ class GanPair(StepRunner):
             self.kwargs["generator_optimizer"].step()
             self.net.zero_grad()
         return {f"{self.stage}_loss": gap.detach()}, {}
+
+
+def make_gan_model() -> KerasModel:
+    """Return a model of two nets, each with an optimizer, and a step of its own."""
+    net = nn.ModuleDict({"generator": nn.Linear(4, 8), "critic": nn.Linear(8, 1)})
+    return KerasModel(
+        net, nn.MSELoss(), None, torch.optim.Adam(net["critic"].parameters()),
+        StepRunner=GanPair,
+        generator_optimizer=torch.optim.Adam(net["generator"].parameters()),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
-from zoo import ZOO, GanPair, make_resnet
+from zoo import ZOO, make_gan_model, make_resnet
 
 from hotloop import KerasModel
 
@@ -105,11 +105,6 @@ def test_streamed_batches_are_the_same(capsys):
 
 
 def test_a_pair_of_nets_in_a_step_of_its_own(capsys):
-    net = nn.ModuleDict({"generator": nn.Linear(4, 8), "critic": nn.Linear(8, 1)})
-    model = KerasModel(
-        net, nn.MSELoss(), None, torch.optim.Adam(net["critic"].parameters()),
-        StepRunner=GanPair,
-        generator_optimizer=torch.optim.Adam(net["generator"].parameters()),
-    )  # fmt: skip
+    model = make_gan_model()
     model.fit(ZOO["mlp"].loader(), epochs=1, plot=False, compile=True)
     assert "since the StepRunner is your own" in capsys.readouterr().out

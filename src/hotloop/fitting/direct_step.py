@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim import optimizer as torch_optimizer
+
+from hotloop.fitting.optimizers import steps_plainly
 
 _ADAMS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
 
@@ -46,16 +47,7 @@ class DirectStep:
         self.optimizer._opt_called = True  # what a scheduler looks for
 
     def _is_plain(self) -> bool:
-        optimizer = self.optimizer
-        own_step = optimizer.__dict__.get("step")
-        return (
-            (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
-            and not optimizer._optimizer_step_pre_hooks
-            and not optimizer._optimizer_step_post_hooks
-            and not torch_optimizer._global_optimizer_pre_hooks
-            and not torch_optimizer._global_optimizer_post_hooks
-            and "grad_scale" not in optimizer.__dict__
-        )
+        return steps_plainly(self.optimizer) and "grad_scale" not in self.optimizer.__dict__
 
     def _look_up(self) -> None:
         self._groups = []

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import optimizer as torch_optimizer
 
 from hotloop.errors import OptimizerError
 
@@ -91,6 +92,21 @@ def current_lr(optimizer: Any) -> float:
     """Return the learning rate of the first parameter group; 0 where there is none."""
     groups = getattr(optimizer, "param_groups", None)
     return float(groups[0].get("lr", 0.0)) if groups else 0.0
+
+
+def steps_plainly(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether ``optimizer.step()`` is torch's own code and nothing else: no hook runs with it.
+
+    A scheduler wraps ``step`` to count its calls; that is no other code.
+    """
+    own_step = optimizer.__dict__.get("step")
+    return (
+        (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
+        and not torch_optimizer._global_optimizer_pre_hooks
+        and not torch_optimizer._global_optimizer_post_hooks
+    )
 
 
 def follows_score(lr_scheduler: Any) -> bool:

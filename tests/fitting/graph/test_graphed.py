@@ -8,9 +8,10 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
-from zoo import ZOO, GanPair
+from zoo import ZOO, make_gan_model
 
 from hotloop import KerasModel
 from hotloop.errors import NonFiniteError, SettingsError
@@ -124,13 +125,20 @@ def test_other_optimizers_and_settings_stay_eager(capsys):
         assert reason in capsys.readouterr().out
 
 
+def test_hooks_of_all_optimizers_are_called(capsys):
+    calls = []
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append(1))
+    try:
+        train(ZOO["mlp"], adam, compile=True)
+    finally:
+        handle.remove()
+    assert "step hooks" in capsys.readouterr().out
+    assert len(calls) == 8
+
+
 def test_a_custom_step_stays_eager(capsys):
-    net = nn.ModuleDict({"generator": nn.Linear(4, 8), "critic": nn.Linear(8, 1)})
-    model = KerasModel(
-        net, nn.MSELoss(), None, torch.optim.Adam(net["critic"].parameters()),
-        StepRunner=GanPair,
-        generator_optimizer=torch.optim.Adam(net["generator"].parameters()),
-    )  # fmt: skip
+    model = make_gan_model()
+    net = model.net
     before = copy.deepcopy(net.state_dict())
     model.fit(ZOO["mlp"].loader(), epochs=1, cpu=True, plot=False, compile=True)
     assert "since the StepRunner is your own" in capsys.readouterr().out

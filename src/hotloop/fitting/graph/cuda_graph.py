@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
-from hotloop.fitting.graph.declined import DeclinedError
-from hotloop.fitting.graph.pure_step import clip_gradients
+from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.fitting.graph.pure_step import clip_gradients, cloned, detached
 from hotloop.fitting.graph.updates import make_updates
 
 _WARM_UP_STEPS = 3  # cuBLAS, cuDNN and the allocator settle; undone afterwards
@@ -95,7 +95,7 @@ class CudaGraphEngine:
             group.refresh()
         self._capture.replay()
         loss, preds = self._capture.results
-        return loss.clone(), pytree.tree_map(_clone, preds)
+        return loss.clone(), cloned(preds)
 
     def is_current(self) -> bool:
         """Tell whether all addresses and settings are those of the capture."""
@@ -120,7 +120,7 @@ class CudaGraphEngine:
         with torch.no_grad():
             for group in self._groups:
                 group.update([grads[id(p)] for p in group.params])
-        return loss.detach(), pytree.tree_map(_detach, preds)
+        return loss.detach(), detached(preds)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision.dtype is None:
@@ -137,8 +137,7 @@ class CudaGraphEngine:
                 self._warm_up()
                 return capture(self._train)
             except Exception as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise DeclinedError(f"it cannot be captured: {first[:200]}") from error
+                raise DeclinedError(f"it cannot be captured: {first_line(error)}") from error
 
     def _warm_up(self) -> None:
         if self._leaves[0].device.type != "cuda":
@@ -314,11 +313,3 @@ class _GroupStep:
         if self.is_sgd:
             return ("momentum_buffer",) if self.group["momentum"] else ()
         return ("step", "exp_avg", "exp_avg_sq")
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _detach(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -5,3 +5,9 @@ from __future__ import annotations
 
 class DeclinedError(Exception):
     """The step runs eagerly; the text says why, as the end of "compile: eager, since ..."."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, for a reason; its type where it has no text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

@@ -16,7 +16,10 @@ from torch.utils import _pytree as pytree
 from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
+from hotloop.fitting.graph.build import build_engine
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.prover import Prover
+from hotloop.fitting.graph.pure_step import LossModule, cloned
 
 _MAX_BUILDS = 3
 _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
@@ -177,10 +180,6 @@ class GraphedStep:
         self, batch: Any, leaves: Sequence[torch.Tensor], eager: Callable[[Any], StepOutput]
     ) -> StepOutput:
         """Prove, build, and run this batch both ways; the eager one counts."""
-        from hotloop.fitting.graph.build import build_engine
-        from hotloop.fitting.graph.prover import Prover
-        from hotloop.fitting.graph.pure_step import LossModule
-
         self._num_builds += 1
         if self._num_builds > _MAX_BUILDS:
             raise DeclinedError("net or optimizer keep changing")
@@ -314,13 +313,13 @@ def compare(
     Raises:
         DeclinedError: they differ; the eager step has been done then, and counts.
     """
-    before = [tensor.clone() for tensor in engine.state()]
+    before = cloned(engine.state())
     random_before = _random_state(device)
     engine.start()
     loss, preds = engine.step(leaves)
-    loss, preds = loss.clone(), pytree.tree_map(_clone, preds)
+    loss, preds = cloned((loss, preds))
     engine.finish()
-    from_engine = [tensor.clone() for tensor in engine.state()]
+    from_engine = cloned(engine.state())
     random_engine = _random_state(device)
     for tensor, value in zip(engine.state(), before, strict=True):
         tensor.copy_(value)
@@ -367,10 +366,6 @@ def _agree(
     off = torch.linalg.vector_norm((expected - found).double())
     noise = 1e-5 * torch.linalg.vector_norm(expected.double())
     return bool(off <= 0.05 * moved + noise + 1e-6)
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, first_line
 
 
 def compile_step(
@@ -37,8 +37,7 @@ def compile_step(
     except DeclinedError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DeclinedError(f"the step does not compile: {first[:200]}") from error
+        raise DeclinedError(f"the step does not compile: {first_line(error)}") from error
 
 
 def _compile(

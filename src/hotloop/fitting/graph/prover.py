@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, first_line
 
 _KNOWN_NAMESPACES = ("aten", "prims", "prim")
 
@@ -128,10 +128,7 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
 
 
 def _first_sentence(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    first = text[0] if text else type(error).__name__
-    for line in text:
+    for line in str(error).splitlines():
         if line.strip().startswith("Explanation:"):
-            first = line.strip().removeprefix("Explanation:").strip()
-            break
-    return f"forward or loss cannot be traced: {first[:200]}"
+            return f"forward or loss cannot be traced: {line.split(':', 1)[1].strip()[:200]}"
+    return f"forward or loss cannot be traced: {first_line(error)}"

@@ -129,7 +129,7 @@ class PureStep:
                 param.detach().copy_(torch.where(ok, new_param, param))
                 for tensor, value in zip(state, new_state, strict=True):
                     tensor.copy_(torch.where(ok, value, tensor))
-        return loss.detach(), pytree.tree_map(_detach, preds)
+        return loss.detach(), detached(preds)
 
 
 def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -144,5 +144,11 @@ def clip_gradients(grads: dict[Any, Any], max_norm: float) -> dict[Any, Any]:
     return {name: None if grad is None else grad * factor for name, grad in grads.items()}
 
 
-def _detach(value: Any) -> Any:
-    return value.detach() if isinstance(value, torch.Tensor) else value
+def detached(tree: Any) -> Any:
+    """Return a tree with its tensors detached."""
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
+
+
+def cloned(tree: Any) -> Any:
+    """Return a tree with copies of its tensors."""
+    return pytree.tree_map_only(torch.Tensor, torch.Tensor.clone, tree)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.optimizers import steps_plainly
 
 
 class AdamUpdate:
@@ -135,11 +136,8 @@ def make_updates(optimizer: Any) -> list[Update]:
     kind = _UPDATES.get(type(optimizer))
     if kind is None:
         raise DeclinedError(f"{type(optimizer).__name__} is not among Adam, AdamW and SGD")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
-        raise DeclinedError("the optimizer has step hooks")
-    own_step = optimizer.__dict__.get("step")
-    if own_step is not None and not hasattr(own_step, "_wrapped_by_lr_sched"):
-        raise DeclinedError("the optimizer's step was replaced")
+    if not steps_plainly(optimizer):
+        raise DeclinedError("the optimizer has step hooks, or its step was replaced")
     for group in optimizer.param_groups:
         if group.get("differentiable"):
             raise DeclinedError("the optimizer is differentiable")

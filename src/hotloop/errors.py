@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+EXIT_RESUMABLE = 75
+
 
 class HotloopError(Exception):
     """Base of every error that hotloop raises on purpose."""
@@ -61,6 +63,42 @@ class NonFiniteError(HotloopError, ArithmeticError):
 
 class CheckpointError(HotloopError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the net."""
+
+
+class RunInUseError(CheckpointError):
+    """Another process trains in the same run folder."""
+
+
+class RunInterrupted(SystemExit):
+    """A signal ended a run that was saved and can be resumed; the process exits with 75.
+
+    75 is EX_TEMPFAIL of BSD's sysexits.h: a failure that goes away by running again.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_RESUMABLE)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class SampleError(DataError):
+    """A sample cannot be read.
+
+    Attributes:
+        index: the sample's index in its data set; None where only its batch is known.
+    """
+
+    index: Any = None
+
+
+class WorkerDiedError(DataError, RuntimeError):
+    """A loader worker was killed or crashed."""
+
+
+class OutOfMemoryError(HotloopError, MemoryError):
+    """A batch does not fit the memory, and splitting it would change the result."""
 
 
 class DatasetUnavailableError(HotloopError, OSError):

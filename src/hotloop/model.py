@@ -20,6 +20,7 @@ from hotloop.fitting.forward import Forward
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.precision import to_full_precision
+from hotloop.fitting.resume.settings import ResumeSettings
 from hotloop.fitting.run import FitRun, call_hooks, place
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.step import StepRunner
@@ -132,6 +133,10 @@ class KerasModel(nn.Module):
         batch_transform: Callable[..., Any] | None = None,
         compile: bool | Literal["auto"] = False,
         tf32: bool | None = None,
+        resume: bool | Literal["force"] = False,
+        save_every_steps: int | None = None,
+        save_every_seconds: float | None = None,
+        keep_checkpoints: int = 2,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -176,6 +181,14 @@ class KerasModel(nn.Module):
             tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
                 False computes products and convolutions in full float32; None leaves torch's
                 settings. They are put back after the fit.
+            resume: save the whole run after each epoch, in the folder ``ckpt_path`` + ".run", and
+                go on with the run that is there, bitwise as if it had never stopped; start afresh
+                where there is none. SIGTERM, SIGUSR1 and Ctrl-C then save at the next step, and
+                raise ``RunInterrupted``, which exits with 75. "force" goes on though another
+                process seems to use the folder. See docs/resume.md.
+            save_every_steps: save also every so many training steps.
+            save_every_seconds: save also every so many seconds.
+            keep_checkpoints: how many of the run's checkpoints stay.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -183,6 +196,7 @@ class KerasModel(nn.Module):
 
         Raises:
             HotloopError: bad input, before training where that can be seen; see docs/errors.md.
+            RunInterrupted: a signal ended a run that is saved.
         """
         settings = FitSettings(
             epochs=epochs,
@@ -201,6 +215,12 @@ class KerasModel(nn.Module):
             batch_transform=batch_transform,
             compile=compile,
             tf32=tf32,
+            saving=ResumeSettings(
+                resume=resume,
+                save_every_steps=save_every_steps,
+                save_every_seconds=save_every_seconds,
+                keep_checkpoints=keep_checkpoints,
+            ),
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)

@@ -50,6 +50,10 @@ class Progress:
         self._due = now + self.interval_seconds
         return self.wants_values()
 
+    def skip(self, num_steps: int) -> None:
+        """Begin the stage behind steps that an earlier process did."""
+        self.step += num_steps
+
     def wants_values(self) -> bool:
         """Tell whether ``show`` does anything."""
         return False

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from hotloop.data.feed import Feed
+from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
+from hotloop.data.place import Place
 from hotloop.errors import DataError
 from hotloop.nested import describe
 
@@ -27,6 +29,7 @@ class BatchSource:
         role: what the data is for, as the argument is called ("train_data").
         num_batches: batches an epoch; None when unknown.
         device: where batches go.
+        place: where the epoch stands, and from where the next one goes on.
         loader_is_ours: whether hotloop made the loader, and may choose its workers.
     """
 
@@ -37,7 +40,7 @@ class BatchSource:
         self.role = role
         self.device = device
         self.num_batches = _count_batches(batches)
-        self._iterator: Iterator[Any] | None = None
+        self.place = Place(role)
         if self.num_batches == 0:
             raise DataError(
                 f"{role} is empty: it has no batch ({_emptiness(batches)}); pass data with at "
@@ -70,22 +73,31 @@ class BatchSource:
 
         Raises:
             DataError: the samples of a batch do not stack, or there is no batch at all.
+            SampleError: a sample cannot be read.
+            WorkerDiedError: a loader worker died.
         """
         feed = Feed(self.device)
-        num_read = 0
-        for host_batch in itertools.islice(self._read(), self.num_batches):
-            num_read += 1
+        self.place.begin()
+        for host_batch in self._read():
+            self.place.advance(host_batch)
             yield host_batch, feed.move(host_batch)
-        if num_read == 0:
+        if self.place.num_batches == 0:
             raise DataError(
                 f"{self.role} gave no batch: it is empty, or an iterator that was used up by an "
                 f"earlier epoch; pass something that can be iterated anew each epoch, a "
                 f"DataLoader or a list for instance."
             )
+        self.place.end()
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return what to raise in the place of an error that surfaced between batches."""
+        if can_guard(self.batches):
+            return self._guard().explain(error) or error
+        return error
 
     def _read(self) -> Iterator[Any]:
         num_read = 0
-        iterator = iter(self.batches)
+        iterator = self._open()
         while True:
             try:
                 batch = next(iterator)
@@ -101,6 +113,24 @@ class BatchSource:
                 raise
             num_read += 1
             yield batch
+
+    def _open(self) -> Iterator[Any]:
+        """Return an iterator over the epoch's batches, from where the run goes on."""
+        place = self.place
+        if place.resumed is not None and place.resumed.ended:
+            return iter(())
+        if can_guard(self.batches):
+            return place.open_guarded(self._guard())
+        iterator = place.open_plain(self.batches)
+        if self.num_batches is None or type(self.batches) is DataLoader:
+            return iterator
+        return itertools.islice(iterator, self.num_batches - place.num_batches)
+
+    def _guard(self) -> GuardedLoader:
+        place = self.place
+        if place.resumed is not None:
+            forget(self.batches)  # workers that live have gone on
+        return guarded(self.batches, self.role, place.skip_bad, place.watched)
 
 
 def as_batches(

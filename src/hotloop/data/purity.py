@@ -6,7 +6,7 @@ import io
 import random
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -129,21 +129,32 @@ def find_state(dataset: Any) -> str | None:
         What was found and where ("a torch Generator (transform.rng)"), None for nothing. What
         hides in closures and globals is not found; comparing reads is for that.
     """
+    for path, value in walk_parts(dataset):
+        name = _impure_kind(value)
+        if name is not None:
+            return f"{name} ({path})" if path else name
+    return None
+
+
+def walk_parts(owner: Any) -> Iterator[tuple[str, Any]]:
+    """Yield ``(path, object)`` for ``owner`` and what its attributes hold, some levels deep.
+
+    Each object once; at most 10,000.
+    """
     seen: set[int] = set()
-    pending: list[tuple[str, Any, int]] = [("", dataset, 0)]
+    kept: list[Any] = []  # so that no number of an object is used twice
+    pending: list[tuple[str, Any, int]] = [("", owner, 0)]
     while pending and len(seen) < _MAX_OBJECTS:
         path, value, depth = pending.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
-        name = _impure_kind(value)
-        if name is not None:
-            return f"{name} ({path})" if path else name
+        kept.append(value)
+        yield path, value
         if depth < _MAX_DEPTH:
             pending += [
                 (f"{path}.{key}" if path else key, part, depth + 1) for key, part in _parts(value)
             ]
-    return None
 
 
 def _impure_kind(value: Any) -> str | None:

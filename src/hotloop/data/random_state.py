@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -40,12 +41,35 @@ class RandomStates:
             names.append("numpy")
         return names
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the states as plain values and arrays, for files and other processes."""
+        version, words, gauss = self.python_state
+        plain: dict[str, Any] = {
+            "torch": self.torch_state.numpy(),
+            "python": [version, np.array(words, dtype=np.uint32), gauss],
+        }
+        if self.numpy_state is not None:
+            name, keys, position, has_gauss, cached = self.numpy_state
+            plain["numpy"] = [str(name), keys, int(position), int(has_gauss), float(cached)]
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> RandomStates:
+        """Return what ``to_plain`` was called on."""
+        version, words, gauss = plain["python"]
+        numpy_state = plain.get("numpy")
+        return cls(
+            torch.from_numpy(plain["torch"].copy()),
+            (version, tuple(int(word) for word in words), gauss),
+            None if numpy_state is None else tuple(numpy_state),
+        )
+
     def restore(self) -> None:
         """Put the generators back to these states."""
         torch.set_rng_state(self.torch_state)
         random.setstate(self.python_state)
         if self.numpy_state is not None:
-            sys.modules["numpy"].random.set_state(self.numpy_state)
+            np.random.set_state(self.numpy_state)
 
 
 def _same_numpy(left: Any, right: Any) -> bool:

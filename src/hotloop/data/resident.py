@@ -172,9 +172,13 @@ class ResidentSource(BatchSource):
         if any(tensor._version != version for tensor, version in self._versions):
             self._take_tensors()  # the user changed the tensors in place since
         host_batch = self._host_labels()
-        for batch in self._gathered():
-            yield host_batch, batch
-            host_batch = None
+        self.place.begin()
+        if self.place.resumed is None or not self.place.resumed.ended:
+            for batch in self._gathered():
+                self.place.advance(None)
+                yield host_batch, batch
+                host_batch = None
+        self.place.end()
 
     def _gathered(self) -> Iterator[Any]:
         """Yield the epoch's batches; small ones are gathered several at a time, and cut apart."""
@@ -216,7 +220,7 @@ class ResidentSource(BatchSource):
 
     def _rows(self) -> Iterator[torch.Tensor]:
         try:
-            yield from self._index_batches.epoch_rows()
+            yield from self.place.open_indices(self._index_batches)
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"the sampler of {self.role} gives other things than indices ({error}): pass "

@@ -24,6 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from hotloop.data.guarded import has_live_workers
 from hotloop.data.random_state import RandomStates
 
 _AT_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
@@ -34,11 +35,14 @@ class IndexBatches:
 
     The user's own batch sampler is iterated, so any sampler is replayed as it is; random numbers
     are drawn from the same generators in the same order as the loader itself would.
+
+    Attributes:
+        workers_live: whether the loader would have workers of an earlier epoch.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader = loader
-        self._workers_live = getattr(loader, "_iterator", None) is not None
+        self.workers_live = has_live_workers(loader)
 
     def epoch(self) -> Iterator[list[int]]:
         """Yield the index batches of the next epoch."""
@@ -82,9 +86,9 @@ class IndexBatches:
         return type(batch_sampler) is BatchSampler and type(batch_sampler.sampler) in _AT_ONCE
 
     def _draw_base_seed(self) -> None:
-        if not self._workers_live:  # persistent workers keep the base seed they were born with
+        if not self.workers_live:  # persistent workers keep the base seed they were born with
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
-        self._workers_live = bool(self.loader.persistent_workers)
+        self.workers_live = bool(self.loader.persistent_workers)
 
 
 def _as_rows(indices: list[int]) -> torch.Tensor:

@@ -1,64 +1,116 @@
-"""Ctrl-C ends training cleanly at a step; a second one ends it at once."""
+"""Signals: the first one asks to stop at the next step, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+# a pre-emption, and the warning that Slurm sends before one (sbatch --signal=USR1)
+_STOPPING = ("SIGTERM", "SIGUSR1")
+
 
 class Interrupt:
-    """Turns the first Ctrl-C during a fit into a request that the loop looks at.
+    """Turns the first signal during a fit into a request that the loop looks at.
 
-    While the loop waits for data nothing is being computed, so there the first Ctrl-C raises
+    While the loop waits for data nothing is being computed, so there the first one raises
     ``KeyboardInterrupt`` at once; the loop would otherwise wait for loader workers that the same
-    Ctrl-C has ended.
+    signal has ended.
 
     Attributes:
-        requested: whether the user asked to stop.
+        requested: whether to stop.
+        received: the signal's name; "" before there was one.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.received = ""
         self._waiting_for_data = False
+        self._process = os.getpid()
+        self._child_handler: Any = None
+        self._child_died: tuple[int, FrameType | None] | None = None
 
     @contextlib.contextmanager
-    def listen(self) -> Iterator[None]:
-        """Handle SIGINT inside the block; a handler that the user installed is left alone."""
-        previous = signal.getsignal(signal.SIGINT)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not in_main_thread or previous is not signal.default_int_handler:
+    def listen(self, stopping: bool = False) -> Iterator[None]:
+        """Handle signals inside the block; a handler that the user installed is left alone.
+
+        Args:
+            stopping: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
+        """
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signal.signal(signal.SIGINT, self._handle)
+        wanted: list[tuple[Any, Any]] = [(signal.SIGINT, signal.default_int_handler)]
+        if stopping:
+            names = [name for name in _STOPPING if hasattr(signal, name)]
+            wanted += [(getattr(signal, name), signal.SIG_DFL) for name in names]
+        taken = [(number, usual) for number, usual in wanted if signal.getsignal(number) == usual]
+        for number, _ in taken:
+            signal.signal(number, self._handle)
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, usual in taken:
+                signal.signal(number, usual)
+            if self._child_handler is not None:
+                signal.signal(signal.SIGCHLD, self._child_handler)
+                self._child_handler = None
 
     def next_from(self, iterator: Iterator[Any]) -> Any:
-        """Return the iterator's next value, None at its end; Ctrl-C meanwhile raises at once."""
+        """Return the iterator's next value, None at its end; a signal meanwhile raises at once."""
         self._waiting_for_data = True
         try:
             self.check()
+            self._tell_of_child()
             return next(iterator, None)
         finally:
             self._waiting_for_data = False
+            self._shield_steps()
 
     def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` when the user asked to stop; called between steps."""
+        """Raise ``KeyboardInterrupt`` when it is time to stop; called between steps."""
         if self.requested:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader worker, forked with this handler
         fetching = self._waiting_for_data and not _in_destructor(frame)
-        if self.requested or fetching:
-            self.requested = True
-            signal.default_int_handler(number, frame)
+        again = self.requested and number == signal.SIGINT
+        self.received = self.received or signal.Signals(number).name
         self.requested = True
+        if again or fetching:
+            raise KeyboardInterrupt
+
+    def _shield_steps(self) -> None:
+        """Let torch tell of a dead loader worker between steps, never in the middle of one.
+
+        torch raises in a handler of SIGCHLD, wherever the program is; in the middle of a step that
+        would leave a state that is neither before nor after it.
+        """
+        if self._child_handler is not None or not hasattr(signal, "SIGCHLD"):
+            return
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and getattr(handler, "__module__", "").startswith("torch."):
+            self._child_handler = handler
+            signal.signal(signal.SIGCHLD, self._handle_child)
+
+    def _handle_child(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting_for_data and os.getpid() == self._process:
+            self._child_handler(number, frame)
+        else:
+            self._child_died = (number, frame)
+
+    def _tell_of_child(self) -> None:
+        died, self._child_died = self._child_died, None
+        if died is not None and self._child_handler is not None:
+            self._child_handler(*died)
 
 
 def _in_destructor(frame: FrameType | None) -> bool:

@@ -14,6 +14,7 @@ from hotloop.errors import NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.readback import Readback
+from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.step import StepRunner
 from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import (
@@ -38,12 +39,14 @@ class EpochOptions:
         interrupt: how the user stops.
         epoch: counted from 1; 0 outside ``fit``.
         threads: a trial of the number of threads over training steps; None for none.
+        keeper: saves the run between training steps; None for none.
     """
 
     progress: Progress = field(default_factory=Progress)
     interrupt: Interrupt = field(default_factory=Interrupt)
     epoch: int = 0
     threads: ThreadTrial | None = None
+    keeper: RunKeeper | None = None
 
 
 class EpochRunner:
@@ -60,7 +63,8 @@ class EpochRunner:
         self.net = step_runner.net
         self.quiet = quiet
         self.options = EpochOptions()
-        self._logs: dict[str, LossLog] = {}
+        self.logs: dict[str, LossLog] = {}
+        self.metrics: torch.nn.Module = torch.nn.ModuleDict()
 
     def __call__(self, dataloader: BatchSource) -> dict[str, Any]:
         """Run the epoch.
@@ -75,28 +79,38 @@ class EpochRunner:
         """
         step_runner, progress = self.step_runner, self.options.progress
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
-        display = _Display(self.stage, progress, metrics, self._logs, self._flush)
+        self.metrics = metrics
+        display = _Display(self.stage, progress, metrics, self.logs, self.flush)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
         threads = self.options.threads if self.stage == "train" else None
-        for step, batch in enumerate(self._batches(dataloader), start=1):
+        keeper = self.options.keeper if self.stage == "train" else None
+        num_done = 0 if keeper is None else keeper.start_stage(self)
+        progress.skip(num_done)
+        for step, batch in enumerate(self._batches(dataloader, keeper), start=num_done + 1):
+            if keeper is not None:
+                keeper.begin_step()
             if self.stage == "train":
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
             losses, step_values = step_runner(batch)
             num_samples = count_samples(batch)
             for name, value in losses.items():
-                self._log(name).append(value, num_samples)
+                self.log(name).append(value, num_samples)
             display.step(num_samples, step_values)
             if threads is not None and not threads.done:
                 threads.tick()
+            if keeper is not None:
+                keeper.end_step()
             self.options.interrupt.check()
         self._finish_open_group()
-        values = {name: log.mean() for name, log in self._logs.items()}
+        if keeper is not None:
+            keeper.end_stage()
+        values = {name: log.mean() for name, log in self.logs.items()}
         self._check_finite()
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
-        self._flush()
+        self.flush()
         values.update(compute_metrics(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
@@ -104,27 +118,37 @@ class EpochRunner:
         progress.end_stage(values)
         return values
 
-    def _batches(self, dataloader: BatchSource) -> Iterator[Any]:
-        """Yield batches; Ctrl-C while one is being read ends the epoch at once."""
+    def _batches(self, dataloader: BatchSource, keeper: RunKeeper | None) -> Iterator[Any]:
+        """Yield batches; Ctrl-C while one is being read ends the epoch at once.
+
+        Whatever goes wrong while one is read, the run is saved as it is after the step before.
+        """
         pairs = iter(dataloader.iterate_with_host())
         on_accelerator = dataloader.device.type != "cpu"
         standard = isinstance(self.step_runner, StepRunner)
         while True:
-            pair = self.options.interrupt.next_from(pairs)
+            try:
+                pair = self.options.interrupt.next_from(pairs)
+            except BaseException:
+                if keeper is not None:
+                    keeper.save_where_it_stands()
+                raise
             if pair is None:
                 return
             if on_accelerator and standard:
                 self.step_runner.compute_loss.label_range.offer(pair[0])
             yield pair[1]
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Let the metrics see all batches so far."""
         if isinstance(self.step_runner, StepRunner):
             self.step_runner.flush_metrics()
 
-    def _log(self, name: str) -> LossLog:
-        if name not in self._logs:
-            self._logs[name] = LossLog()
-        return self._logs[name]
+    def log(self, name: str) -> LossLog:
+        """Return the losses of that name, with the stage before it."""
+        if name not in self.logs:
+            self.logs[name] = LossLog()
+        return self.logs[name]
 
     def _finish_open_group(self) -> None:
         """Step on what is accumulated, where the epoch's length was not known beforehand."""
@@ -141,7 +165,7 @@ class EpochRunner:
 
     def _check_finite(self) -> None:
         """Refuse an epoch whose training loss went NaN on a device (a CPU's is seen at once)."""
-        log = self._logs.get("train_loss")
+        log = self.logs.get("train_loss")
         if log is None or getattr(self.accelerator, "scaler", None) is not None:
             return
         losses = log.values()

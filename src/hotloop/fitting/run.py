@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from hotloop.callbacks.environment import in_notebook
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
 from hotloop.data.resident import make_source
-from hotloop.distributed.processes import is_main_process, wait_for_all
-from hotloop.errors import MonitorError, SettingsError
+from hotloop.distributed.processes import is_main_process, wait_for_all, world_size
+from hotloop.errors import MonitorError, RunInterrupted, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
@@ -31,6 +34,7 @@ from hotloop.fitting.optimizers import (
     move_optimizer_state,
 )
 from hotloop.fitting.precision import Float32Mode
+from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
@@ -107,6 +111,8 @@ class FitRun:
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
         self.float32_mode = Float32Mode(settings.tf32, self.device)
+        self.keeper: RunKeeper | None = None
+        self._refuse_several_processes()
         if not settings.exact:
             self._choose_speedups()
 
@@ -124,26 +130,63 @@ class FitRun:
         if self.settings.compile and not self.settings.exact:
             self.graph = self._make_graph()
         try:
-            self._train(epochs, callbacks)
+            with self._kept(callbacks):
+                self._train(epochs, callbacks)
         finally:
             self._undo_speedups()
         wait_for_all()
         self.best.restore()
         self.model.net.eval()
 
+    @contextlib.contextmanager
+    def _kept(self, callbacks: Sequence[Any]) -> Iterator[None]:
+        """Save the run inside the block, where that was asked for, and go on with an earlier one.
+
+        Raises:
+            RunInterrupted: a signal ended the run, which is saved.
+        """
+        saving = self.settings.saving
+        if not saving.saves:
+            yield
+            return
+        keeper = RunKeeper(self, saving, callbacks)
+        try:
+            keeper.open()
+            self.keeper = keeper
+            yield
+        finally:
+            keeper.close()
+        if self.interrupt.requested and not _stays_for_the_user(self.interrupt.received):
+            raise RunInterrupted(
+                f"stopped by {self.interrupt.received} after step {keeper.step}; the run is saved "
+                f"in '{keeper.folder.path}' and goes on with fit(..., resume=True)"
+            )
+
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
-        with self.interrupt.listen():
+        keeper = self.keeper
+        first = 1 if keeper is None else keeper.epoch
+        with self.interrupt.listen(stopping=keeper is not None):
             try:
-                for epoch in range(1, epochs + 1):
-                    self._run_epoch(epoch, callbacks)
-                    if self.stopping.should_stop and epoch < epochs:
-                        self.progress.message(
-                            f"early stopping: {self.monitor} did not improve in "
-                            f"{self.settings.patience} epochs"
-                        )
+                if keeper is not None:
+                    keeper.begin_training()
+                for epoch in range(first, epochs + 1):
+                    if self._stops_early(epoch):
                         break
+                    self._run_epoch(epoch, callbacks)
+                    self.interrupt.check()
+                if keeper is not None:
+                    keeper.finish()
             except KeyboardInterrupt:
                 self.progress.message(self._say_interrupted())
+
+    def _stops_early(self, epoch: int) -> bool:
+        """Tell whether training is over before ``epoch``, for want of a better score."""
+        if epoch == 1 or epoch > self.settings.epochs or not self.stopping.should_stop:
+            return False
+        self.progress.message(
+            f"early stopping: {self.monitor} did not improve in {self.settings.patience} epochs"
+        )
+        return True
 
     def _run_epoch(self, epoch: int, callbacks: Sequence[Any]) -> None:
         model, history = self.model, self.model.history
@@ -153,24 +196,41 @@ class FitRun:
         _add_values(history, row)
         call_hooks(callbacks, "on_train_epoch_end", model)
         if self.val_source is not None:
-            values = self._run_stage("val", self.val_source, epoch)
+            values = self._validate(self.val_source, epoch)
             _add_values(history, values)
             row.update(values)
+        if self.keeper is not None:
+            self.keeper.begin_epoch_end()
         # before the callbacks: what they raise must not lose the epoch's weights
         is_best = self.stopping.update(self._score(row))
         if is_best:
             if is_main_process():
                 self.best.keep()
             self.best.saved = True
+            if self.keeper is not None:
+                self.keeper.keep_best()
         self._step_scheduler(row)
         call_hooks(callbacks, "on_validation_epoch_end", model)
         self.progress.end_epoch(row, is_best)
+        if self.keeper is not None:
+            self.keeper.end_epoch(epoch)
+
+    def _validate(self, source: BatchSource, epoch: int) -> dict[str, Any]:
+        """Run the validation; whatever ends it, the run is saved as it was before."""
+        try:
+            return self._run_stage("val", source, epoch)
+        except BaseException:
+            if self.keeper is not None:
+                self.keeper.save_where_it_stands()
+            raise
 
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
         runner = self._make_step_runner(stage, epoch)
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
-            epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch, self.threads)
+            epoch_runner.options = EpochOptions(
+                self.progress, self.interrupt, epoch, self.threads, self.keeper
+            )
         graph = self.graph if stage == "train" else None
         if graph is not None:
             graph.start_epoch()
@@ -348,6 +408,13 @@ class FitRun:
         if self.monitor not in columns:
             raise MonitorError(_unknown_monitor(self.monitor, columns))
 
+    def _refuse_several_processes(self) -> None:
+        if self.settings.saving.saves and world_size() > 1:
+            raise SettingsError(
+                f"resume and save_every_... serve one process, and {world_size()} train together: "
+                f"leave them out, or train in one process."
+            )
+
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))
         kept = (
@@ -355,7 +422,8 @@ class FitRun:
             if self.best.saved
             else "the net keeps the weights it has"
         )
-        return f"stopped by Ctrl-C: {finished} finished epochs are in the history, {kept}"
+        signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
+        return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
 
 
 def place(model: Trainable, device: torch.device) -> None:
@@ -367,6 +435,11 @@ def place(model: Trainable, device: torch.device) -> None:
     for name, value in model.kwargs.items():
         if isinstance(value, (nn.Module, torch.Tensor)):
             model.kwargs[name] = value.to(device)
+
+
+def _stays_for_the_user(received: str) -> bool:
+    """Tell whether the process goes on after a signal: a notebook or console after Ctrl-C."""
+    return received == "SIGINT" and (in_notebook() or hasattr(sys, "ps1"))
 
 
 def _is_users_own(model: Trainable) -> bool:

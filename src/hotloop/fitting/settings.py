@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hotloop.errors import SettingsError
+from hotloop.fitting.resume.settings import ResumeSettings
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -48,6 +49,7 @@ class FitSettings:
     batch_transform: Callable[..., Any] | None = None
     compile: bool | Literal["auto"] = False
     tf32: bool | None = None
+    saving: ResumeSettings = field(default_factory=ResumeSettings)
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 import torch
 
@@ -46,6 +47,22 @@ class ThreadTrial:
             self.done = True
             if self._fastest[1] > _WORTHWHILE * self._fastest[self.threads_before]:
                 torch.set_num_threads(self.threads_before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the trial is, and the number of threads in use."""
+        return {
+            "done": self.done,
+            "num_steps": self._num_steps,
+            "fastest": dict(self._fastest),
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with another process's trial, or with what it chose."""
+        self.done, self._num_steps = state["done"], state["num_steps"]
+        self._fastest = dict(state["fastest"])
+        self._last = time.perf_counter()
+        torch.set_num_threads(state["threads"])
 
     def undo(self) -> None:
         """Give the process its number of threads back."""

@@ -46,6 +46,11 @@ class LossLog:
         else:
             self._append_pending(loss.detach())
 
+    def load(self, values: list[float], num_samples: list[int]) -> None:
+        """Take over the losses of steps that were done before, in the place of those here."""
+        self._host, self.num_samples = list(values), list(num_samples)
+        self._chunks, self._num_pending = [], 0
+
     def values(self) -> list[float]:
         """Return the loss of every step so far; on an accelerator this waits for them."""
         if self._num_pending:

@@ -101,6 +101,7 @@ class GraphedStep:
         self._form: Any = None
         self._num_steps = self._num_builds = self._num_other_forms = 0
         self._running = self._checked = False
+        self._goes_on = False  # with a run whose steps were the graph's
         self._eager_seconds: list[float] = []
         self._graph_seconds: list[float] = []
 
@@ -117,7 +118,11 @@ class GraphedStep:
         self._num_steps += 1
         if self.reason is not None or self._num_steps == 1 or not self.settings.is_settled():
             return eager(batch)
-        if self.settings.mode == "auto" and self._engine is None and not self._pays():
+        if (
+            self.settings.mode == "auto"
+            and self._engine is None
+            and not (self._goes_on or self._pays())
+        ):
             return self._timed(eager, batch)
         try:
             return self._run(batch, eager, step_scheduler)
@@ -127,6 +132,19 @@ class GraphedStep:
         except DeclinedError as declined:
             self._give_up(str(declined))
             return eager(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which steps are the graph's, for a run that goes on elsewhere."""
+        return {
+            "num_steps": self._num_steps,
+            "reason": self.reason,
+            "built": self._engine is not None or self._goes_on,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with another process's run: the steps that were the graph's there are it here."""
+        self._num_steps, self.reason = state["num_steps"], state["reason"]
+        self._goes_on = state["built"]
 
     def start_epoch(self) -> None:
         """Look again, before the next step, whether what was proven still holds."""
@@ -153,7 +171,14 @@ class GraphedStep:
             self._check(leaves)
         if self._engine is None:
             self._form = form_of(leaves)
-            return self._build(batch, leaves, eager)
+            return self._build(batch, leaves, eager, step_scheduler)
+        return self._replay(leaves, step_scheduler)
+
+    def _replay(
+        self, leaves: Sequence[torch.Tensor], step_scheduler: Callable[[], None]
+    ) -> StepOutput:
+        if self._engine is None:
+            raise DeclinedError("it was not built")
         if not self._running:
             self._engine.start()
             self._running = True
@@ -177,7 +202,11 @@ class GraphedStep:
         self._engine = None
 
     def _build(
-        self, batch: Any, leaves: Sequence[torch.Tensor], eager: Callable[[Any], StepOutput]
+        self,
+        batch: Any,
+        leaves: Sequence[torch.Tensor],
+        eager: Callable[[Any], StepOutput],
+        step_scheduler: Callable[[], None],
     ) -> StepOutput:
         """Prove, build, and run this batch both ways; the eager one counts."""
         self._num_builds += 1
@@ -191,12 +220,15 @@ class GraphedStep:
             with self.accelerator.autocast():
                 self._prover = Prover(self._module, leaves)
             engine = build_engine(self, leaves)
-        output = compare(engine, leaves, batch, eager, self.accelerator.device)
+        output = None
+        if not self._goes_on:  # else it was compared in the process that built it first
+            output = compare(engine, leaves, batch, eager, self.accelerator.device)
+        self._goes_on = False
         self._engine, self._checked = engine, not self.settings.check_every_step
         seconds = time.perf_counter() - started
         if self._num_builds == 1:
             self.settings.say(f"compile: the training step is one graph, built in {seconds:.1f} s")
-        return output
+        return self._replay(leaves, step_scheduler) if output is None else output
 
     @property
     def module(self) -> Any:

@@ -1,0 +1,309 @@
+"""The files of one run: each checkpoint a manifest in JSON and its tensors in safetensors.
+
+A checkpoint exists when its manifest does, and the manifest is written last. It holds the sizes
+and SHA-256 sums of the files that it names and one of itself, so that a damaged or half-written
+checkpoint is noticed and the one before it used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from hotloop.checkpoint.files import write_atomically
+from hotloop.checkpoint.run.tree import decode
+from hotloop.errors import CheckpointError
+
+FORMAT, VERSION = "hotloop run checkpoint", 1
+_MANIFEST = re.compile(r"step-(\d{12})\.json")
+_FILE = re.compile(r"(step|best)-\d{12}\.(safetensors|weights)")
+_MAX_MANIFEST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint as it was read.
+
+    Attributes:
+        path: its manifest.
+        step: training steps done in the run.
+        saved: when, as local time with its offset.
+        state: what ``RunFolder.write`` was given.
+        best: the file with the best weights so far; None before there are any.
+    """
+
+    path: Path
+    step: int
+    saved: str
+    state: Any
+    best: Path | None
+
+
+class RunFolder:
+    """Writes, reads and thins out the checkpoints of one run.
+
+    Args:
+        path: the folder; made when something is written.
+        keep: how many checkpoints stay.
+    """
+
+    def __init__(self, path: Path, keep: int = 2) -> None:
+        self.path, self.keep = path, keep
+
+    def manifests(self) -> list[Path]:
+        """Return the manifests, newest first."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if _MANIFEST.fullmatch(path.name)]
+        return sorted(found, reverse=True)
+
+    def write(self, step: int, data: Any, tensors: Mapping[str, torch.Tensor]) -> Path:
+        """Write a checkpoint, and remove those that are too many.
+
+        Args:
+            step: training steps done, which names the files; one of that step is replaced.
+            data: of ``tree.encode``; its entry "best" names a file of ``keep_best``, or is None.
+            tensors: of ``tree.encode``, on the CPU, which nobody changes meanwhile.
+
+        Returns:
+            The manifest's path.
+
+        Raises:
+            CheckpointError: it cannot be written; older checkpoints are untouched.
+        """
+        # another name than that of an older checkpoint of this step, which stays valid meanwhile
+        name = self._free_name(step)
+        target = self.path / name
+        write_atomically(target, lambda file: _write_tensors(tensors, file, target))
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": step,
+            "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "tensors": _describe(target),
+            "best": None if data.get("best") is None else _describe(self.path / data["best"]),
+            "state": data,
+        }
+        text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, allow_nan=False)
+        path = self.path / f"step-{step:012d}.json"
+        write_atomically(path, lambda file: file.write(text.encode()))
+        self._thin_out()
+        return path
+
+    def keep_best(self, weights: BinaryIO, step: int) -> str:
+        """Keep a copy of the best weights' open file beside the checkpoints; return its name."""
+        name = f"best-{step:012d}.weights"
+        weights.seek(0)
+        write_atomically(self.path / name, lambda file: shutil.copyfileobj(weights, file, 1 << 20))
+        return name
+
+    def clean(self) -> None:
+        """Remove what a killed process left half-written."""
+        if self.path.is_dir():
+            for path in self.path.glob(".*.tmp"):
+                if _MANIFEST.match(path.name[1:]) or _FILE.match(path.name[1:]):
+                    path.unlink(missing_ok=True)
+
+    def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole; None where there is none at all.
+
+        Args:
+            say: takes a line for each that is damaged.
+
+        Raises:
+            CheckpointError: all are damaged, or one was written by a newer version.
+        """
+        manifests = self.manifests()
+        for path in manifests:
+            try:
+                return read(path)
+            except NewerFormatError:
+                raise
+            except CheckpointError as error:
+                say(f"{error}; the one before it is used")
+        if manifests:
+            raise CheckpointError(
+                f"all {len(manifests)} checkpoints in '{self.path}' are damaged: remove the folder "
+                f"or pass resume=False to begin anew, or put back a copy of it."
+            )
+        return None
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier run's checkpoints out of the way of a new run; return where to."""
+        manifests = self.manifests()
+        if not manifests:
+            return None
+        aside = self.path / "previous"
+        aside.mkdir(exist_ok=True)
+        for path in self._files() | set(aside.iterdir()):
+            if path.parent == aside:
+                path.unlink()
+        # manifests first: what is left of a crash in between is no half checkpoint
+        for path in [*manifests, *sorted(self._files() - set(manifests))]:
+            path.rename(aside / path.name)
+        return aside
+
+    def remove_all(self) -> None:
+        """Remove every checkpoint."""
+        for path in [*self.manifests(), *self._files()]:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def _free_name(self, step: int) -> str:
+        for number in (step, *range(999_999_999_999, 999_999_999_000, -1)):
+            name = f"step-{number:012d}.safetensors"
+            if not (self.path / name).exists():
+                return name
+        raise CheckpointError(f"'{self.path}' is full of unused tensor files: remove them.")
+
+    def _files(self) -> set[Path]:
+        if not self.path.is_dir():
+            return set()
+        return {
+            path
+            for path in self.path.iterdir()
+            if _MANIFEST.fullmatch(path.name) or _FILE.fullmatch(path.name)
+        }
+
+    def _thin_out(self) -> None:
+        manifests = self.manifests()
+        keep = set(manifests[: self.keep])
+        for path in manifests[: self.keep]:
+            with contextlib.suppress(CheckpointError):
+                manifest = read_manifest(path)
+                named = [manifest[part] for part in ("tensors", "best") if manifest[part]]
+                keep |= {self.path / entry["file"] for entry in named}
+        manifests_first = sorted(self._files() - keep, key=lambda path: path.suffix != ".json")
+        for path in manifests_first:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+class NewerFormatError(CheckpointError):
+    """A checkpoint was written by a version of hotloop that knows more than this one."""
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint and check everything of it.
+
+    Raises:
+        NewerFormatError: it is of a later format.
+        CheckpointError: it is damaged; the message says what.
+    """
+    manifest = read_manifest(path)
+    for part in ("tensors", "best"):
+        if manifest[part] is not None:
+            _check_file(path.parent, manifest[part], path)
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path.parent / manifest["tensors"]["file"])
+        state = decode(manifest["state"], tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint '{path}' is damaged: {error}") from error
+    except Exception as error:
+        raise CheckpointError(f"checkpoint '{path}' is damaged: {error}") from error
+    best = manifest["best"]
+    return Checkpoint(
+        path,
+        manifest["step"],
+        str(manifest.get("saved", "")),
+        state,
+        None if best is None else path.parent / best["file"],
+    )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest and check its own sum and form.
+
+    Raises:
+        NewerFormatError: it is of a later format.
+        CheckpointError: it is damaged.
+    """
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointError(f"checkpoint '{path}' is damaged: its manifest is too large")
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint '{path}' is damaged: it is no JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' is damaged, or no run checkpoint of hotloop")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise NewerFormatError(
+            f"checkpoint '{path}' has format {version} and this hotloop reads up to {VERSION}: "
+            f"install the newer hotloop that wrote it."
+        )
+    expected = manifest.pop("sha256", None)
+    if expected != _sum_of(manifest):
+        raise CheckpointError(f"checkpoint '{path}' is damaged: its checksum does not fit")
+    whole = {"step", "tensors", "best", "state"} <= set(manifest)
+    if not whole or version != VERSION or not isinstance(manifest["step"], int):
+        raise CheckpointError(f"checkpoint '{path}' is damaged: its manifest lacks entries")
+    for part in ("tensors", "best"):
+        _check_entry(manifest[part], path, optional=part == "best")
+    return manifest
+
+
+def _check_entry(entry: Any, path: Path, optional: bool) -> None:
+    if entry is None and optional:
+        return
+    named = isinstance(entry, dict) and isinstance(entry.get("file"), str)
+    # the pattern keeps names inside the folder
+    if not named or not _FILE.fullmatch(entry["file"]) or not isinstance(entry.get("bytes"), int):
+        raise CheckpointError(f"checkpoint '{path}' is damaged: it names a file it cannot have")
+
+
+def _check_file(folder: Path, entry: dict[str, Any], manifest: Path) -> None:
+    path = folder / entry["file"]
+    try:
+        found = _describe(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint '{manifest}' is damaged: '{path.name}' cannot be read "
+            f"({error.strerror or error})"
+        ) from error
+    if found["bytes"] != entry["bytes"]:
+        raise CheckpointError(
+            f"checkpoint '{manifest}' is damaged: '{path.name}' has {found['bytes']} bytes instead "
+            f"of {entry['bytes']}"
+        )
+    if found["sha256"] != entry.get("sha256"):
+        raise CheckpointError(
+            f"checkpoint '{manifest}' is damaged: the checksum of '{path.name}' does not fit"
+        )
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"file": path.name, "bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def _sum_of(manifest: dict[str, Any]) -> str:
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], file: Any, target: Path) -> None:
+    from safetensors.torch import save
+
+    try:
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"'{target}' cannot hold a tensor of this run ({error}): keep sparse and quantised "
+            f"tensors out of net and optimizer, or train without resume."
+        ) from error
+    file.write(data)

@@ -1,0 +1,232 @@
+"""A user's loader, read so that it can go on from any batch and say which sample failed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+
+from hotloop.data.random_state import RandomStates
+from hotloop.data.reading import BatchReads, Collate, Note, Reads, WorkerStart
+from hotloop.errors import SampleError, WorkerDiedError
+
+
+class IndexFeed:
+    """A batch sampler's index batches, from any of them on.
+
+    Attributes:
+        skip: batches of indices that the next iteration draws and leaves out.
+        on_start: called before the sampler is asked for the first.
+        on_skipped: called after those that are left out.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+        self.skip = 0
+        self.on_start: Callable[[], None] | None = None
+        self.on_skipped: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        skip, on_start, on_skipped = self.skip, self.on_start, self.on_skipped
+        self.skip, self.on_start, self.on_skipped = 0, None, None
+        if on_start is not None:
+            on_start()
+        batches = iter(self.batches)
+        for _ in range(skip):
+            next(batches, None)
+        if on_skipped is not None:
+            on_skipped()
+        yield from batches
+
+
+class GuardedLoader:
+    """Reads what a plain ``DataLoader`` reads: the same batches, workers and random numbers.
+
+    Args:
+        loader: the user's; ``can_guard`` has been asked.
+        role: the argument's name, for errors.
+        skip_bad: leave out samples that cannot be read.
+        track: note the random states of workers, so that they can be gone on from.
+
+    Attributes:
+        skipped: index and error of each sample that was left out.
+        worker_states: random states of each worker after the last of its batches that was used.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Any], role: str, skip_bad: bool = False, track: bool = False
+    ) -> None:
+        self.role, self.skip_bad = role, skip_bad
+        self.skipped: list[tuple[Any, str]] = []
+        self.worker_states: dict[int, Any] = {}
+        num_workers = loader.num_workers
+        context: Any = loader.multiprocessing_context or multiprocessing.get_context()
+        self._reading = context.RawArray("q", [-1] * num_workers) if num_workers else None
+        together = callable(getattr(loader.dataset, "__getitems__", None))
+        self.feed = IndexFeed(loader.batch_sampler)
+        self.start = WorkerStart(loader.worker_init_fn)
+        options: dict[str, Any] = {}
+        if num_workers:
+            options["prefetch_factor"] = loader.prefetch_factor
+            options["persistent_workers"] = loader.persistent_workers
+            options["multiprocessing_context"] = loader.multiprocessing_context
+        if hasattr(loader, "in_order"):
+            options["in_order"] = loader.in_order
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what there is to say was said of the user's loader
+            self.loader: DataLoader[Any] = DataLoader(
+                (BatchReads if together else Reads)(loader.dataset, self._reading),
+                batch_sampler=self.feed,
+                num_workers=num_workers,
+                collate_fn=Collate(loader.collate_fn, skip_bad, track),
+                pin_memory=loader.pin_memory,
+                timeout=loader.timeout,
+                worker_init_fn=self.start,
+                generator=loader.generator,
+                **options,
+            )
+        self._iterator: Any = None
+        self._restart = False
+
+    @property
+    def workers_live(self) -> bool:
+        """Whether workers of an earlier epoch wait for this one."""
+        return getattr(self.loader, "_iterator", None) is not None
+
+    def read(self, on_created: Callable[[], None] | None = None) -> Iterator[Any]:
+        """Yield the epoch's batches.
+
+        Args:
+            on_created: called when the loader's iterator was made, and its workers have been sent
+                their first indices.
+
+        Raises:
+            SampleError: a sample cannot be read; names it.
+            WorkerDiedError: a worker was killed or crashed; names what it was reading.
+        """
+        if self._restart:
+            self._start_workers_anew()
+        elif not self.loader.persistent_workers:
+            self.worker_states = dict(self.start.states)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            iterator = iter(self.loader)
+        self._iterator = iterator
+        # workers that stand in for others serve one epoch: the next one counts from the first again
+        self._restart = self.loader.persistent_workers and self.start.shift > 0
+        self.start.shift, self.start.states = 0, {}
+        if on_created is not None:
+            on_created()
+        while True:
+            try:
+                pair = next(iterator, None)
+            except RuntimeError as error:
+                died = self.explain(error)
+                if died is None:
+                    raise
+                raise died from error
+            if pair is None:
+                return
+            batch, note = pair
+            if note.bad:
+                self._take_bad(note)
+            if note.states is not None:
+                self.worker_states[note.worker] = note.states
+            if batch is not None:
+                yield batch
+
+    def _start_workers_anew(self) -> None:
+        """End the workers; new ones go on from their random states, and no number is drawn."""
+        self._restart = False
+        self._iterator = self.loader._iterator = None
+        self.start.states = dict(self.worker_states)
+        generator = self.loader.generator
+        before = RandomStates.read(), None if generator is None else generator.get_state()
+
+        def undo_base_seed() -> None:
+            before[0].restore()
+            if generator is not None:
+                generator.set_state(before[1])
+
+        self.feed.on_start = undo_base_seed
+
+    def explain(self, error: BaseException) -> WorkerDiedError | None:
+        """Return an error that names the sample, where a worker's death is what was raised."""
+        text = str(error)
+        if "DataLoader worker" not in text or self._reading is None:
+            return None
+        pids = [int(pid) for pid in re.findall(r"\d+", text.partition("pid")[2])]
+        workers = getattr(self._iterator, "_workers", [])
+        for number, worker in enumerate(workers):
+            if worker.pid in pids:
+                how = text.partition("killed by ")[2].split(".")[0] or "without a word"
+                index = self._reading[number]
+                where = "before its first sample" if index < 0 else f"at sample {index}"
+                return WorkerDiedError(
+                    f"loader worker {number} (process {worker.pid}) of {self.role} died ({how}) "
+                    f"{where}: look whether that sample can be read and whether the machine ran "
+                    f"out of memory; num_workers=0 reads it in this process."
+                )
+        return None
+
+    def _take_bad(self, note: Note) -> None:
+        if self.skip_bad:
+            for bad in note.bad:
+                indices = bad.index if isinstance(bad.index, list) else [bad.index]
+                self.skipped += [(index, bad.text) for index in indices]
+            return
+        bad = note.bad[0]
+        which = f"samples {bad.index}" if isinstance(bad.index, list) else f"sample {bad.index}"
+        where = f" (in loader worker {note.worker})" if note.worker is not None else ""
+        error = SampleError(
+            f"{which} of {self.role} cannot be read{where}: {bad.text}; mend it, leave it out of "
+            f"the data, or pass on_bad_sample='skip'. The reading's own traceback:\n"
+            f"{bad.traceback}"
+        )
+        error.index = bad.index
+        raise error from bad.error
+
+
+_guarded: weakref.WeakKeyDictionary[Any, dict[tuple[bool, bool], GuardedLoader]]
+_guarded = weakref.WeakKeyDictionary()
+
+
+def can_guard(loader: Any) -> bool:
+    """Tell whether a loader is one that ``GuardedLoader`` reads exactly as it reads itself."""
+    return (
+        type(loader) is DataLoader
+        and not isinstance(loader.dataset, IterableDataset)
+        and hasattr(loader.dataset, "__getitem__")
+        and hasattr(loader.dataset, "__len__")
+        and loader.batch_sampler is not None
+        and getattr(loader, "in_order", True)
+        and getattr(loader, "worker_method", "multiprocessing") == "multiprocessing"
+        and getattr(loader, "_iterator", None) is None  # live workers of its own go on
+    )
+
+
+def guarded(loader: Any, role: str, skip_bad: bool, track: bool) -> GuardedLoader:
+    """Return the guarded form of a loader: the same one each time, for its workers may live on."""
+    known = _guarded.setdefault(loader, {})
+    if (skip_bad, track) not in known:
+        known[skip_bad, track] = GuardedLoader(loader, role, skip_bad, track)
+    return known[skip_bad, track]
+
+
+def has_live_workers(loader: Any) -> bool:
+    """Tell whether workers of an earlier epoch of this loader wait for the next."""
+    known = _guarded.get(loader, {}).values()
+    return getattr(loader, "_iterator", None) is not None or any(g.workers_live for g in known)
+
+
+def forget(loader: Any) -> None:
+    """Let the next ``guarded`` make a new one, whose workers start anew."""
+    _guarded.pop(loader, None)

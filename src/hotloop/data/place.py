@@ -1,0 +1,201 @@
+"""Keeps count of an epoch's batches, and starts an epoch from the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from hotloop.data.generators import AllRandomStates
+from hotloop.data.guarded import GuardedLoader
+from hotloop.data.position import Position, digest_of
+from hotloop.data.sampling import IndexBatches
+
+
+class Place:
+    """Where one data set's epoch stands.
+
+    Going on from the middle puts the random states of the epoch's start back, lets the sampler
+    draw what it drew, leaves out the batches that were used, and then puts the states of the
+    moment back. Batches are left out by their indices where that is known to give the same; else
+    they are read again and dropped, and the last one is compared with what was used.
+
+    Attributes:
+        num_batches: batches of this epoch that were handed out.
+        resumed: from where this epoch goes on; None at an ordinary start.
+        skip_bad: leave out samples that cannot be read.
+        watched: whether positions will be asked for.
+    """
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+        self.num_batches = 0
+        self.resumed: Position | None = None
+        self.skip_bad = False
+        self._states: AllRandomStates | None = None
+        self._say: Callable[[str], None] | None = None
+        self._next: tuple[Position, Any] | None = None
+        self._state_now: Any = None
+        self._start: Any = None
+        self._total = 0
+        self._ended = False
+        self._guard: GuardedLoader | None = None
+        self._iterated = self._live_at_start = False
+        self._last_batch: Any = None
+        self._reads_again = False
+
+    @property
+    def watched(self) -> bool:
+        """Whether positions will be asked for."""
+        return self._states is not None
+
+    def watch(self, states: AllRandomStates, say: Callable[[str], None]) -> None:
+        """Note from now on what ``position`` needs.
+
+        Args:
+            states: reads and restores every random state.
+            say: takes a line for the user when an epoch cannot be gone on with exactly.
+        """
+        self._states, self._say = states, say
+
+    def position(self) -> Position:
+        """Return where the epoch stands."""
+        used = self.num_batches > 0 and not self._ended
+        guard = self._guard
+        return Position(
+            num_batches=self.num_batches,
+            ended=self._ended,
+            total=self._total,
+            start=self._start if used else None,
+            workers=dict(guard.worker_states) if guard is not None else {},
+            live=self._live_at_start if used else self._iterated,
+            digest=digest_of(self._last_batch) if used and self._reads_again else None,
+        )
+
+    def next_epoch(self) -> Position:
+        """Return the position before the first batch of the next epoch."""
+        guard = self._guard
+        persistent = guard is not None and guard.loader.persistent_workers
+        return Position(
+            total=self._total,
+            live=self._iterated,
+            workers=dict(guard.worker_states) if guard is not None and persistent else {},
+        )
+
+    def resume_at(self, position: Position, state_now: Any) -> None:
+        """Let the next epoch go on from a position.
+
+        Args:
+            position: of ``position`` or ``next_epoch``.
+            state_now: all random states of that moment.
+        """
+        self._next = position, state_now
+
+    def begin(self) -> None:
+        """Start an epoch."""
+        self.resumed = None
+        self._guard = self._last_batch = None
+        self._reads_again = self._ended = False
+        self.num_batches = 0
+        if self._next is not None:
+            (self.resumed, self._state_now), self._next = self._next, None
+            self.num_batches, self._total = self.resumed.num_batches, self.resumed.total
+            self._start = self.resumed.start
+            self._iterated = self.resumed.live
+        self._live_at_start, self._iterated = self._iterated, True
+        if self._states is not None and self._start_is_due():
+            self._start = self._states.read()
+
+    def _start_is_due(self) -> bool:
+        return self.resumed is None or (not self.resumed.num_batches and not self.resumed.ended)
+
+    def advance(self, host_batch: Any) -> None:
+        """Count a batch that is about to be handed out."""
+        self.num_batches += 1
+        self._total += 1
+        if self._reads_again:
+            self._last_batch = host_batch
+
+    def end(self) -> None:
+        """Note that the epoch's reading is over."""
+        self._ended = True
+        self._last_batch = None
+
+    def open_guarded(self, guard: GuardedLoader) -> Iterator[Any]:
+        """Return the batches of a guarded loader, from where the epoch goes on."""
+        self._guard = guard
+        position = self.resumed
+        if position is None:
+            return guard.read()
+        feed, num_workers, used = guard.feed, guard.loader.num_workers, position.num_batches
+        on_created = None
+        if used:
+            self._restore(position.start)
+            feed.skip = used
+            if num_workers:
+                on_created = self._restore_now
+            else:
+                feed.on_skipped = self._restore_now
+        if num_workers:
+            guard.start.shift = used % num_workers
+            guard.start.states = dict(position.workers)
+            guard.worker_states = dict(position.workers)
+            if (
+                position.live and guard.loader.persistent_workers
+            ):  # no base seed was drawn for this epoch
+                state = position.start if used else self._state_now
+                feed.on_start = lambda: self._restore(state)
+        return guard.read(on_created)
+
+    def open_plain(self, batches: Any) -> Iterator[Any]:
+        """Return the batches of anything else; used ones are read again and dropped."""
+        self._reads_again = self.watched
+        position = self.resumed
+        if position is None:
+            return iter(batches)
+        goes_on = _is_iterator(batches)  # one iterator for all epochs
+        num_dropped = position.total if goes_on else position.num_batches
+        if position.num_batches and not goes_on:
+            self._restore(position.start)
+        iterator: Iterator[Any] = iter(batches)
+        last = None
+        for _ in range(num_dropped):
+            last = next(iterator, None)
+        if num_dropped:
+            self._restore_now()
+        if position.digest is not None and digest_of(last) != position.digest and self._say:
+            self._say(
+                f"{self.role} does not give the batches again that it gave before: the run goes on "
+                f"after batch {position.num_batches}, but is not the one that was interrupted"
+            )
+        self._last_batch = last
+        return iterator
+
+    def open_indices(self, indices: IndexBatches) -> Iterator[torch.Tensor]:
+        """Return the epoch's rows of indices, from where it goes on."""
+        position = self.resumed
+        if position is None:
+            yield from indices.epoch_rows()
+            return
+        indices.workers_live = position.live and indices.loader.persistent_workers
+        if not position.num_batches:
+            yield from indices.epoch_rows()
+            return
+        self._restore(position.start)
+        rows = indices.epoch_rows()
+        for _ in range(position.num_batches):
+            next(rows, None)
+        self._restore_now()
+        yield from rows
+
+    def _restore(self, state: Any) -> None:
+        if self._states is not None:
+            self._states.restore(state)
+
+    def _restore_now(self) -> None:
+        self._restore(self._state_now)
+
+
+def _is_iterator(batches: Any) -> bool:
+    return hasattr(batches, "__next__")

@@ -1,0 +1,163 @@
+"""What runs where samples are read: notes on each read, and the random states after each batch.
+
+These objects travel to loader workers; they hold nothing of the training.
+"""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from hotloop.data.random_state import RandomStates
+
+_worker_number: int | None = None  # of this process, in the order in which workers were started
+
+
+class BadSample:
+    """A sample that could not be read, in the place of the sample.
+
+    Attributes:
+        index: the sample's index; a list of indices where they are read together.
+        text: what was raised, one line.
+        traceback: of the reading, as Python prints it.
+        error: the exception itself, in the process that read.
+    """
+
+    def __init__(self, index: Any, error: BaseException) -> None:
+        self.index, self.error = index, error
+        self.text = "".join(traceback.format_exception_only(error)).strip()
+        self.traceback = "".join(traceback.format_exception(error)).strip()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "error": None}  # an exception need not survive pickling
+
+
+class Note:
+    """What travels beside a batch.
+
+    Attributes:
+        worker: the worker that read it; None in the training process.
+        states: its random states after the batch; None where they did not move.
+        bad: samples that could not be read.
+    """
+
+    def __init__(self, worker: int | None, states: Any, bad: list[BadSample]) -> None:
+        self.worker, self.states, self.bad = worker, states, bad
+
+
+class Reads(Dataset[Any]):
+    """A data set whose reads are noted, and whose errors are handed on as ``BadSample``.
+
+    Args:
+        dataset: the user's.
+        reading: one number for each worker, shared between processes: the index it is reading.
+    """
+
+    def __init__(self, dataset: Any, reading: Any) -> None:
+        self.dataset = dataset
+        self.reading = reading
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._note(index)
+        try:
+            return self.dataset[index]
+        except Exception as error:  # noqa: BLE001 - told or skipped where the batch arrives
+            return BadSample(index, error)
+
+    def _note(self, index: Any) -> None:
+        if _worker_number is not None and self.reading is not None and isinstance(index, int):
+            self.reading[_worker_number] = index
+
+
+class BatchReads(Reads):
+    """As ``Reads``, for data sets that read whole batches with ``__getitems__``."""
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """Return the samples; one ``BadSample`` for all of them where reading failed."""
+        self._note(indices[0] if indices else None)
+        try:
+            return list(self.dataset.__getitems__(indices))
+        except Exception as error:  # noqa: BLE001 - told or skipped where the batch arrives
+            return [BadSample(list(indices), error)]
+
+
+class Collate:
+    """The user's collate function, with a ``Note`` beside each batch.
+
+    Args:
+        collate: the user's.
+        skip_bad: make the batch of the samples that could be read.
+        track: note the random states.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], skip_bad: bool, track: bool) -> None:
+        self.collate, self.skip_bad, self.track = collate, skip_bad, track
+        self._last: RandomStates | None = None
+
+    def __call__(self, samples: Any) -> tuple[Any, Note]:
+        """Return ``(batch, note)``; the batch is None where no sample is left for it."""
+        bad = [sample for sample in samples if type(sample) is BadSample]
+        good = [sample for sample in samples if type(sample) is not BadSample] if bad else samples
+        usable = self.skip_bad or not bad
+        batch = self.collate(good) if usable and len(good) else None
+        info = get_worker_info()
+        if info is None:
+            return batch, Note(None, None, bad)
+        return batch, Note(info.id, self._moved() if self.track else None, bad)
+
+    def _moved(self) -> Any:
+        """Return the random states if they moved since the last batch, or after the first."""
+        if self._last is not None and not self._last.moved():
+            return None
+        self._last = RandomStates.read()
+        return self._last.to_plain()
+
+
+class WorkerStart:
+    """Prepares a worker: the user's ``worker_init_fn``, then the states it goes on from.
+
+    Attributes:
+        shift: batches read before, so that worker ``j`` goes on for worker ``(j + shift) % n``.
+        states: random states by the number of the worker that had them.
+    """
+
+    def __init__(self, init: Callable[[int], None] | None) -> None:
+        self.init = init
+        self.shift = 0
+        self.states: dict[int, Any] = {}
+
+    def __call__(self, worker_id: int) -> None:
+        """Run in the worker before it reads."""
+        global _worker_number
+        _worker_number = worker_id
+        info: Any = get_worker_info()
+        if isinstance(info.dataset, Reads):  # the user's function looks for its own
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses assignment
+        number = (worker_id + self.shift) % info.num_workers
+        if number != worker_id:
+            base_seed = info.seed - worker_id
+            object.__setattr__(info, "id", number)
+            object.__setattr__(info, "seed", base_seed + number)
+            _seed(base_seed, number)
+        if self.init is not None:
+            self.init(number)
+        if number in self.states:
+            RandomStates.from_plain(self.states[number]).restore()
+
+
+def _seed(base_seed: int, number: int) -> None:
+    """Seed this worker as torch seeds the worker of that number."""
+    from torch.utils.data._utils.worker import _generate_state
+
+    random.seed(base_seed + number)
+    torch.manual_seed(base_seed + number)
+    np.random.seed(_generate_state(base_seed, number))  # type: ignore[no-untyped-call]

@@ -1,0 +1,346 @@
+"""Saves a run while it trains, and brings an earlier one back."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from typing import Any, BinaryIO, Protocol
+
+import torch
+
+from hotloop.checkpoint.files import write_atomically
+from hotloop.checkpoint.run import BackgroundWriter, Checkpoint, RunFolder, RunLock
+from hotloop.data.generators import AllRandomStates
+from hotloop.data.position import Position
+from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
+from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
+from hotloop.fitting.resume.stage import read_stage, write_stage
+
+_RETRY_SECONDS = 10.0
+_NET = "state.training.net.tensors."  # before a tensor's name in the file
+
+
+class Run(Protocol):
+    """What the keeper needs of a fit."""
+
+    model: Any
+    settings: Any
+    accelerator: Any
+    device: torch.device
+    train_source: Any
+    val_source: Any
+    stopping: Any
+    best: Any
+    threads: Any
+    graph: Any
+    interrupt: Any
+    progress: Any
+    monitor: str
+
+
+class RunKeeper:
+    """Keeps one run safe.
+
+    The state is copied between two steps, which is all that training waits for; a thread writes
+    it. Where writing fails, training goes on and it is tried again.
+
+    Attributes:
+        epoch: the epoch to begin or go on with.
+        step: training steps done in the run.
+    """
+
+    def __init__(self, run: Run, settings: ResumeSettings, callbacks: Any = ()) -> None:
+        self.run, self.settings, self.callbacks = run, settings, list(callbacks)
+        self.epoch, self.step = 1, 0
+        self.folder = RunFolder(run_folder_of(run.settings.ckpt_path), settings.keep_checkpoints)
+        self._say = run.progress.message
+        self._lock: RunLock | None = None
+        self._writer = BackgroundWriter()
+        self._best: BinaryIO | None = None  # open, so that a later best does not change it
+        self._best_name: str | None = None
+        self._best_step = 0
+        self._stage: Any = None  # the epoch runner, while a training stage is between two steps
+        self._pending: Any = None  # of a stage that is to be gone on with
+        self._num_done = 0  # batches of that stage
+        self._train_end: dict[str, Any] | None = None
+        self._stage_in_step: Any = None
+        self._random: Any = None  # of the checkpoint that was restored
+        self._told_failure = False
+        self._retry_at = self._next_time = float("inf")
+        self._due = False
+        owners = {
+            "train": run.train_source.batches,
+            "val": getattr(run.val_source, "batches", None),
+            "net": run.model.net,
+            "transform": run.settings.batch_transform,
+        }
+        self._states = AllRandomStates(run.device, owners)
+
+    def open(self) -> None:
+        """Take the folder, and bring the run in it back where there is one and it is wanted.
+
+        Raises:
+            RunInUseError: another process has it.
+            CheckpointError: what is there cannot be used.
+        """
+        self._lock = RunLock(self.folder.path, force=self.settings.resume == "force")
+        self.folder.clean()
+        run = self.run
+        for source in (run.train_source, run.val_source):
+            if source is not None:
+                source.place.watch(self._states, self._say)
+        if self.settings.resume:
+            checkpoint = self.folder.latest(self._say)
+            if checkpoint is not None:
+                self.restore(checkpoint)
+                self._say(self._describe(checkpoint))
+        else:
+            aside = self.folder.set_aside()
+            if aside is not None:
+                self._say(f"an earlier run's checkpoints were moved to '{aside}'")
+        if self.settings.save_every_seconds is not None:
+            self._next_time = time.perf_counter() + self.settings.save_every_seconds
+
+    def close(self) -> None:
+        """Wait for what is being written, and let others have the folder."""
+        self._writer.wait()
+        self._look_at_outcome()
+        if self._best is not None:
+            self._best.close()
+            self._best = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, with everything written."""
+        self._writer.wait()
+        return self.folder.latest(self._say)
+
+    def start_stage(self, stage: Any) -> int:
+        """Begin a training stage, or put one back to where it was.
+
+        Args:
+            stage: the epoch runner, whose metrics were just reset.
+
+        Returns:
+            The batches that were done before.
+        """
+        self._train_end = None
+        self._stage = stage
+        if self._pending is None:
+            return 0
+        write_stage(stage, self._pending, self.run.device)
+        self._pending = None
+        return self._num_done
+
+    def begin_step(self) -> None:
+        """Note that a step is under way, in which nothing can be saved."""
+        self._stage_in_step = self._stage
+        self._stage = None
+
+    def end_step(self) -> None:
+        """Count a step, and save where it is time to."""
+        self._stage = self._stage_in_step
+        self.step += 1
+        every = self.settings.save_every_steps
+        if every is not None and self.step % every == 0:
+            self._due = True
+        if self.run.interrupt.requested:
+            self.save(at_once=True)
+        elif self._due or self._next_time != float("inf") or self._retry_at != float("inf"):
+            self._save_if_due()
+
+    def end_stage(self) -> None:
+        """Note the state at the end of training in this epoch, for a stop during validation."""
+        self._train_end = self._capture()
+        self._stage = None
+
+    def begin_epoch_end(self) -> None:
+        """Note that the epoch is being concluded, in which nothing can be saved."""
+        self._train_end = None
+
+    def end_epoch(self, epoch: int) -> None:
+        """Save after a whole epoch."""
+        self.epoch = epoch + 1
+        if self.run.interrupt.requested:
+            self.save(at_once=True, between_epochs=True)
+        elif not self._writer.busy:
+            self.save(between_epochs=True)
+        else:
+            self._due = True
+
+    def keep_best(self) -> None:
+        """Note that the best weights were written just now."""
+        with contextlib.suppress(OSError):
+            if self._best is not None:
+                self._best.close()
+            # the user's own save_ckpt may write something else than a file, which is left alone
+            self._best = self.run.best.path.open("rb") if self.run.best.path.is_file() else None
+            self._best_name, self._best_step = None, self.step
+
+    def save_where_it_stands(self) -> None:
+        """Save at once, if there is a consistent state: between two steps, or in validation."""
+        if self._stage is not None or self._train_end is not None:
+            self.save(at_once=True)
+
+    def finish(self) -> None:
+        """Save the end of the last epoch, where that was put off."""
+        if self._due:
+            self.save(at_once=True, between_epochs=True)
+
+    def save(self, at_once: bool = False, between_epochs: bool = False) -> None:
+        """Copy the state and write it: in a thread, or ``at_once``."""
+        self._look_at_outcome()
+        if self.run.graph is not None:
+            self.run.graph.finish()
+        captured = self._train_end or self._capture(between_epochs)
+        training = read_training(self.run.model, self.run.accelerator.scaler)
+        names = [_NET + name for name, _ in self.run.model.net.named_parameters()]
+        data, tensors = to_host({**captured, "training": training})
+        arrival, step = arrival_of(self.run.device), self.step
+
+        def write() -> None:
+            if arrival is not None:
+                arrival.synchronize()
+            for name in names:
+                if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
+                    raise CheckpointError(
+                        f"the parameter '{name.removeprefix(_NET)}' holds "
+                        f"NaN or infinite values, and the checkpoint before that is kept"
+                    )
+            if self._best is not None and self._best_name is None:
+                self._best_name = self.folder.keep_best(self._best, self._best_step)
+            data["best"] = self._best_name
+            self.folder.write(step, data, tensors)
+
+        self._due, self._retry_at = False, float("inf")
+        if self.settings.save_every_seconds is not None:
+            self._next_time = time.perf_counter() + self.settings.save_every_seconds
+        self._writer.start(write)
+        if at_once:
+            self._writer.wait()
+            self._look_at_outcome()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put everything back to a checkpoint.
+
+        Raises:
+            CheckpointError: it is of another net, optimizer or data.
+        """
+        run, state = self.run, checkpoint.state
+        model, about = run.model, state["run"]
+        num_batches = run.train_source.num_batches
+        in_epoch = state["stage"] is not None
+        if in_epoch and about["num_batches"] != num_batches:
+            raise CheckpointError(
+                f"the run in '{self.folder.path}' stopped in the middle of an epoch of "
+                f"{about['num_batches']} batches, and train_data has {num_batches}: pass the same "
+                f"data and batch size, or another ckpt_path."
+            )
+        if (about["monitor"], about["mode"]) != (run.monitor, run.stopping.mode):
+            raise CheckpointError(
+                f"the run in '{self.folder.path}' has monitor='{about['monitor']}' and "
+                f"mode='{about['mode']}': pass the same, or another ckpt_path."
+            )
+        write_training(model, run.accelerator.scaler, state["training"])
+        self.epoch, self.step = about["epoch"], checkpoint.step
+        model.history = copy.deepcopy(state["history"])
+        run.stopping.load_state_dict(state["stopping"])
+        self._restore_best(checkpoint, state["best_saved"])
+        if run.threads is not None and state["threads"] is not None:
+            run.threads.load_state_dict(state["threads"])
+        if run.graph is not None and state["graph"] is not None:
+            run.graph.load_state_dict(state["graph"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
+            if saved is not None and hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(saved)
+        self._pending = state["stage"]
+        self._num_done = state["train_place"]["num_batches"]
+        random = state["random"]
+        run.train_source.place.resume_at(Position(**state["train_place"]), random)
+        if run.val_source is not None and state["val_place"] is not None:
+            run.val_source.place.resume_at(Position(**state["val_place"]), random)
+        self._random = random
+
+    def begin_training(self) -> None:
+        """Put the random states back; the last thing before the first epoch."""
+        if self._random is not None:
+            self._states.restore(self._random)
+            self._random = None
+
+    def _capture(self, between_epochs: bool = False) -> dict[str, Any]:
+        """Return everything but the training's tensors, as it is now."""
+        run = self.run
+        num_rows = run.stopping.epoch
+        val_place = None if run.val_source is None else run.val_source.place.next_epoch()
+        train = run.train_source.place
+        place = train.next_epoch() if between_epochs else train.position()
+        return {
+            "run": {
+                "epoch": self.epoch,
+                "num_batches": run.train_source.num_batches,
+                "monitor": run.monitor,
+                "mode": run.stopping.mode,
+                "torch": torch.__version__,
+                "device": str(run.device),
+            },
+            "random": self._states.read(),
+            "train_place": place.to_plain(),
+            "val_place": None if val_place is None else val_place.to_plain(),
+            "stopping": run.stopping.state_dict(),
+            "history": {n: list(column[:num_rows]) for n, column in run.model.history.items()},
+            "best_saved": run.best.saved,
+            "threads": None if run.threads is None else run.threads.state_dict(),
+            "graph": None if run.graph is None else run.graph.state_dict(),
+            "callbacks": [
+                callback.state_dict() if hasattr(callback, "state_dict") else None
+                for callback in self.callbacks
+            ],
+            "stage": None if between_epochs else read_stage(self._stage),
+        }
+
+    def _save_if_due(self) -> None:
+        now = time.perf_counter()
+        if not (self._due or now >= self._next_time or now >= self._retry_at):
+            return
+        if self._writer.busy:
+            self._due = True
+            return
+        self.save()
+
+    def _look_at_outcome(self) -> None:
+        """Tell a failure of the last write once, and that it works again."""
+        if self._writer.busy:
+            return
+        error, self._writer.error = self._writer.error, None
+        if error is not None:
+            self._retry_at = time.perf_counter() + _RETRY_SECONDS
+            if not self._told_failure:
+                self._say(
+                    f"the run could not be saved ({str(error).rstrip('.')}); training goes on, and "
+                    f"saving is tried again"
+                )
+            self._told_failure = True
+        elif self._told_failure and self.folder.manifests():
+            self._told_failure = False
+
+    def _restore_best(self, checkpoint: Checkpoint, saved: bool) -> None:
+        """Put the file of the best weights back, as it was at the checkpoint."""
+        best = self.run.best
+        best.saved = saved
+        if checkpoint.best is None:
+            return
+        self._best_name = checkpoint.best.name
+        kept = checkpoint.best.read_bytes()
+        if not best.path.is_file() or best.path.read_bytes() != kept:
+            write_atomically(best.path, lambda file: file.write(kept))
+
+    def _describe(self, checkpoint: Checkpoint) -> str:
+        place = checkpoint.state["train_place"]
+        where = f"epoch {self.epoch}"
+        if checkpoint.state["stage"] is not None:
+            where += f", after batch {place['num_batches']}"
+        return f"going on with the run in '{self.folder.path}': {where}, step {self.step}"

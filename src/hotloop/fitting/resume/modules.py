@@ -1,0 +1,181 @@
+"""The tensors and counters of modules, optimizers and metrics: read, and put back in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.checkpoint.run.tree import NotPlainError, encode
+from hotloop.errors import CheckpointError
+
+_OWN_OF_MODULE = frozenset(vars(nn.Module()))
+_KEPT_SETTINGS = ("fused", "foreach", "capturable", "differentiable")
+
+
+def read_module(module: nn.Module) -> dict[str, Any]:
+    """Return every parameter and buffer, also those that are not in the state dict.
+
+    A module's extra state (``get_extra_state``) comes along; other Python attributes do not.
+    """
+    state: dict[str, Any] = {"tensors": dict(_named_tensors(module))}
+    extra = {
+        name: part.get_extra_state()
+        for name, part in module.named_modules()
+        if type(part).get_extra_state is not nn.Module.get_extra_state
+    }
+    if extra:
+        state["extra"] = extra
+    return state
+
+
+def check_module(module: nn.Module, state: dict[str, Any], what: str) -> None:
+    """Refuse the state of another module.
+
+    Raises:
+        CheckpointError: names or shapes differ; the message names them.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in _named_tensors(module)}
+    saved = {name: tuple(tensor.shape) for name, tensor in state["tensors"].items()}
+    wrong = [name for name in {**own, **saved} if own.get(name) != saved.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"the run's checkpoint is of another {what}: '{name}' is {saved.get(name, 'missing')} "
+            f"there and {own.get(name, 'missing')} here ({len(wrong)} such differences); build the "
+            f"{what} as it was, or pass another ckpt_path."
+        )
+
+
+def write_module(module: nn.Module, state: dict[str, Any]) -> None:
+    """Copy values into the module's own tensors, which stay the same objects."""
+    with torch.no_grad():
+        for name, tensor in _named_tensors(module):
+            tensor.copy_(state["tensors"][name])
+    parts = dict(module.named_modules())
+    for name, extra in state.get("extra", {}).items():
+        parts[name].set_extra_state(extra)
+
+
+def read_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the gradients that are there: of an unfinished group of batches."""
+    return {
+        name: parameter.grad
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def write_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+    """Put gradients back."""
+    for name, parameter in module.named_parameters():
+        gradient = gradients.get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def read_optimizer(optimizer: Any) -> Any:
+    """Return an optimizer's state dict."""
+    return optimizer.state_dict()
+
+
+def write_optimizer(optimizer: Any, state: Any) -> None:
+    """Load an optimizer's state; how it computes (``fused`` and such) stays as it is set here.
+
+    torch's own loading casts state to the parameters' dtype; the saved dtypes are put back.
+
+    Raises:
+        CheckpointError: it is the state of another optimizer.
+    """
+    groups = getattr(optimizer, "param_groups", [])
+    kept = [{name: g[name] for name in _KEPT_SETTINGS if name in g} for g in groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the run's checkpoint is of another optimizer ({error}): build it as it was, or pass "
+            f"another ckpt_path."
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return
+    for group, settings in zip(optimizer.param_groups, kept, strict=True):
+        group.update(settings)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, saved in state["state"].items():
+        own = optimizer.state[parameters[index]]
+        for name, value in saved.items():
+            if isinstance(value, torch.Tensor) and isinstance(own.get(name), torch.Tensor):
+                own[name] = value.detach().clone().to(own[name].device)
+
+
+def read_metrics(metrics: nn.Module) -> dict[str, Any]:
+    """Return what the metrics have added up so far, by module name.
+
+    torchmetrics' declared states; of other metrics their buffers, and the attributes that are
+    plain values or tensors.
+    """
+    return {name: _read_metric(module) for name, module in _metric_modules(metrics)}
+
+
+def write_metrics(metrics: nn.Module, state: dict[str, Any], device: torch.device) -> None:
+    """Put the metrics back to where they were."""
+    for name, module in _metric_modules(metrics):
+        saved = state.get(name, {})
+        for attribute, value in saved.get("attributes", {}).items():
+            setattr(module, attribute, _on(value, device))
+        for buffer, value in saved.get("buffers", {}).items():
+            getattr(module, buffer).copy_(value)
+
+
+def _metric_modules(metrics: nn.Module) -> Iterator[tuple[str, Any]]:
+    if hasattr(metrics, "compute") and callable(getattr(metrics, "items", None)):
+        # a MetricCollection: its groups share their states, which this makes all of them have
+        list(metrics.items(keep_base=True, copy_state=False))  # type: ignore[operator]
+    for name, module in metrics.named_modules():
+        if type(module) is not nn.ModuleDict and not _is_collection(module):
+            yield name, module
+
+
+def _is_collection(module: Any) -> bool:
+    return isinstance(module, nn.ModuleDict)
+
+
+def _read_metric(module: Any) -> dict[str, Any]:
+    torchmetrics: Any = sys.modules.get("torchmetrics")
+    if torchmetrics is not None and isinstance(module, torchmetrics.Metric):
+        names = [*module._defaults, "_update_count"]
+        return {"attributes": {name: _snapshot(getattr(module, name)) for name in names}}
+    attributes = {}
+    for name, value in vars(module).items():
+        if name in _OWN_OF_MODULE or callable(value):
+            continue
+        try:
+            encode(value)
+        except NotPlainError:
+            continue
+        attributes[name] = _snapshot(value)
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
+    return {"attributes": attributes, "buffers": buffers}
+
+
+def _snapshot(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, list):
+        return [_snapshot(part) for part in value]
+    return value
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_on(part, device) for part in value]
+    return value
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)

@@ -86,6 +86,8 @@ class KerasModel(nn.Module):
         self.kwargs = kwargs
         self.history: dict[str, list[Any]] = {}
         self.accelerator: Accelerator | None = None
+        self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
+        self.skipped_samples: list[tuple[Any, str]] = []  # index, error
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,6 +139,8 @@ class KerasModel(nn.Module):
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,
         keep_checkpoints: int = 2,
+        on_non_finite: Literal["stop", "skip", "rewind"] = "stop",
+        on_bad_sample: Literal["raise", "skip"] = "raise",
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -189,6 +193,12 @@ class KerasModel(nn.Module):
             save_every_steps: save also every so many training steps.
             save_every_seconds: save also every so many seconds.
             keep_checkpoints: how many of the run's checkpoints stay.
+            on_non_finite: what a NaN or infinite loss leads to: "stop" with an error and the best
+                weights; "skip" leaves the step out; "rewind" goes back to the run's last
+                checkpoint with half the learning rate, three times at most. The last two look at
+                the gradients too, before each update.
+            on_bad_sample: "skip" leaves out samples that raise when they are read;
+                ``skipped_samples`` lists them.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -220,6 +230,8 @@ class KerasModel(nn.Module):
                 save_every_steps=save_every_steps,
                 save_every_seconds=save_every_seconds,
                 keep_checkpoints=keep_checkpoints,
+                on_non_finite=on_non_finite,
+                on_bad_sample=on_bad_sample,
             ),
         )
         choice = choose_device(cpu)
@@ -228,7 +240,7 @@ class KerasModel(nn.Module):
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
         self.accelerator = run.accelerator
-        self.history = {}
+        self.history, self.skipped_steps, self.skipped_samples = {}, [], []
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
         self.ckpt_path, self.patience = ckpt_path, patience

@@ -81,7 +81,7 @@ def test_data_that_draws_random_numbers_is_read_here():
 
 
 def test_fast_reading_stays():
-    said, _, source = run_epochs(Slow(seconds=0.0), 2, work_seconds=0.02)
+    said, _, source = run_epochs(Slow(seconds=0.0), 2, work_seconds=0.1)
     assert said == []
     assert source.num_workers == 0
 

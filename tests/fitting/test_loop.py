@@ -52,6 +52,6 @@ def test_batches_and_losses_stay_on_the_device(small):
         assert all(part.device == META for part in batch)
         losses, _ = step(batch)
         assert losses["train_loss"].device == META  # not read: a read of meta raises
-        runner._log("train_loss").append(losses["train_loss"], 50)
-    assert len(runner._log("train_loss")) == 4
-    assert runner._log("train_loss").pending().shape == (4,)
+        runner.log("train_loss").append(losses["train_loss"], 50)
+    assert len(runner.log("train_loss")) == 4
+    assert runner.log("train_loss").pending().shape == (4,)

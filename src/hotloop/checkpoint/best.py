@@ -5,17 +5,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.errors import CheckpointError
 
 
 class BestWeights:
-    """Keeps the best weights in one file.
+    """Keeps the best weights in one file, and in memory while that cannot be written.
 
     The model's own ``save`` and ``load`` do the work, so that a user who replaces
     ``save_ckpt``/``load_ckpt`` (to keep adapter weights only, say) is heard.
 
+    Args:
+        path: the file.
+        save: writes the current weights to a path.
+        load: reads them back.
+        net: whose weights they are.
+        say: takes a line for the user.
+
     Attributes:
         path: the file.
-        saved: whether this run has written it.
+        saved: whether this run has best weights.
+        in_file: whether the file holds them.
     """
 
     def __init__(
@@ -23,19 +37,55 @@ class BestWeights:
         path: str | os.PathLike[str],
         save: Callable[[str | os.PathLike[str]], object],
         load: Callable[[str | os.PathLike[str]], object],
+        net: nn.Module | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.saved = False
-        self._save = save
-        self._load = load
+        self.in_file = True
+        self._save, self._load = save, load
+        self._net, self._say = net, say
+        self._held: dict[str, Any] | None = None
 
     def keep(self) -> None:
-        """Write the current weights as the best."""
-        self._save(self.path)
+        """Write the current weights as the best; where that fails, hold them in memory.
+
+        Raises:
+            CheckpointError: they cannot be written, and no net was given to hold.
+        """
+        try:
+            self._save(self.path)
+        except (CheckpointError, OSError) as error:
+            if self._net is None:
+                raise
+            self._held = {
+                name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+                for name, value in self._net.state_dict().items()
+            }
+            if self.in_file and self._say is not None:
+                self._say(
+                    f"the best weights are held in memory, since they could not be written: {error}"
+                )
+            self.in_file = False
+        else:
+            self._held, self.in_file = None, True
         self.saved = True
 
     def restore(self) -> bool:
-        """Load the best weights back; False when this run never wrote any."""
-        if self.saved:
-            self._load(self.path)
-        return self.saved
+        """Load the best weights back; False when this run has none.
+
+        Weights that were held in memory are written now, where that works again.
+        """
+        if self._held is None or self._net is None:
+            if self.saved:
+                self._load(self.path)
+            return self.saved
+        self._net.load_state_dict(self._held)
+        try:
+            self._save(self.path)
+        except (CheckpointError, OSError) as error:
+            if self._say is not None:
+                self._say(f"the best weights are in the net, and in no file: {error}")
+        else:
+            self._held, self.in_file = None, True
+        return True

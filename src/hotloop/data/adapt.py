@@ -91,9 +91,7 @@ class BatchSource:
 
     def explain(self, error: BaseException) -> BaseException:
         """Return what to raise in the place of an error that surfaced between batches."""
-        if can_guard(self.batches):
-            return self._guard().explain(error) or error
-        return error
+        return self.place.explain(error)
 
     def _read(self) -> Iterator[Any]:
         num_read = 0

@@ -101,12 +101,17 @@ class GuardedLoader:
         """Whether workers of an earlier epoch wait for this one."""
         return getattr(self.loader, "_iterator", None) is not None
 
-    def read(self, on_created: Callable[[], None] | None = None) -> Iterator[Any]:
+    def read(
+        self,
+        on_created: Callable[[], None] | None = None,
+        on_empty: Callable[[], None] | None = None,
+    ) -> Iterator[Any]:
         """Yield the epoch's batches.
 
         Args:
             on_created: called when the loader's iterator was made, and its workers have been sent
                 their first indices.
+            on_empty: called in the place of a batch of which no sample could be read.
 
         Raises:
             SampleError: a sample cannot be read; names it.
@@ -140,7 +145,10 @@ class GuardedLoader:
                 self._take_bad(note)
             if note.states is not None:
                 self.worker_states[note.worker] = note.states
-            if batch is not None:
+            if note.bad and batch is None:
+                if on_empty is not None:
+                    on_empty()
+            else:
                 yield batch
 
     def _start_workers_anew(self) -> None:

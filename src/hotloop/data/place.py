@@ -10,6 +10,7 @@ import torch
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.guarded import GuardedLoader
 from hotloop.data.position import Position, digest_of
+from hotloop.data.purity import find_state
 from hotloop.data.sampling import IndexBatches
 
 
@@ -122,31 +123,45 @@ class Place:
         self._ended = True
         self._last_batch = None
 
+    def explain(self, error: BaseException) -> BaseException:
+        """Return an error that names the sample where a loader worker died, else ``error``."""
+        return (self._guard and self._guard.explain(error)) or error
+
+    def take_skipped(self) -> list[tuple[Any, str]]:
+        """Return index and error of the samples left out since this was last asked."""
+        if self._guard is None:
+            return []
+        skipped, self._guard.skipped = self._guard.skipped, []
+        return skipped
+
     def open_guarded(self, guard: GuardedLoader) -> Iterator[Any]:
         """Return the batches of a guarded loader, from where the epoch goes on."""
         self._guard = guard
+        feed, num_workers = guard.feed, guard.loader.num_workers
+        # generators that a data set holds move on in the workers' copies of it
+        holds_state = bool(num_workers) and find_state(guard.loader.dataset) is not None
+        self._reads_again = self.watched and holds_state
         position = self.resumed
         if position is None:
-            return guard.read()
-        feed, num_workers, used = guard.feed, guard.loader.num_workers, position.num_batches
-        on_created = None
+            return guard.read(None, self._count_empty)
+        used = position.num_batches
         if used:
             self._restore(position.start)
-            feed.skip = used
-            if num_workers:
-                on_created = self._restore_now
-            else:
-                feed.on_skipped = self._restore_now
+        if num_workers and position.live and guard.loader.persistent_workers:
+            state = position.start if used else self._state_now
+            feed.on_start = lambda: self._restore(state)  # no base seed was drawn for this epoch
+        if used and holds_state:
+            return self._after_dropping(guard.read(), used, position)
+        on_created = None
+        if used and num_workers:
+            feed.skip, on_created = used, self._restore_now
+        elif used:
+            feed.skip, feed.on_skipped = used, self._restore_now
         if num_workers:
             guard.start.shift = used % num_workers
             guard.start.states = dict(position.workers)
             guard.worker_states = dict(position.workers)
-            if (
-                position.live and guard.loader.persistent_workers
-            ):  # no base seed was drawn for this epoch
-                state = position.start if used else self._state_now
-                feed.on_start = lambda: self._restore(state)
-        return guard.read(on_created)
+        return guard.read(on_created, self._count_empty)
 
     def open_plain(self, batches: Any) -> Iterator[Any]:
         """Return the batches of anything else; used ones are read again and dropped."""
@@ -155,13 +170,18 @@ class Place:
         if position is None:
             return iter(batches)
         goes_on = _is_iterator(batches)  # one iterator for all epochs
-        num_dropped = position.total if goes_on else position.num_batches
         if position.num_batches and not goes_on:
             self._restore(position.start)
-        iterator: Iterator[Any] = iter(batches)
+        num_dropped = position.total if goes_on else position.num_batches
+        return self._after_dropping(iter(batches), num_dropped, position)
+
+    def _after_dropping(
+        self, batches: Iterator[Any], num_dropped: int, position: Position
+    ) -> Iterator[Any]:
+        """Read batches that were used, compare the last one, and return the rest."""
         last = None
         for _ in range(num_dropped):
-            last = next(iterator, None)
+            last = next(batches, None)
         if num_dropped:
             self._restore_now()
         if position.digest is not None and digest_of(last) != position.digest and self._say:
@@ -170,7 +190,7 @@ class Place:
                 f"after batch {position.num_batches}, but is not the one that was interrupted"
             )
         self._last_batch = last
-        return iterator
+        return batches
 
     def open_indices(self, indices: IndexBatches) -> Iterator[torch.Tensor]:
         """Return the epoch's rows of indices, from where it goes on."""
@@ -188,6 +208,11 @@ class Place:
             next(rows, None)
         self._restore_now()
         yield from rows
+
+    def _count_empty(self) -> None:
+        """Count a batch of which no sample could be read."""
+        self.num_batches += 1
+        self._total += 1
 
     def _restore(self, state: Any) -> None:
         if self._states is not None:

@@ -157,6 +157,15 @@ class ResidentSource(BatchSource):
         """Memory of the resident data."""
         return sum(column.num_bytes for column in self._columns)
 
+    def release(self) -> bool:
+        """Move the data to the host, batches are copied from there; False where it is there."""
+        moved = False
+        for column in self._columns:
+            if column.codes.device.type != "cpu":
+                column.codes = column.codes.cpu()
+                moved = True
+        return moved
+
     def describe(self) -> str:
         """Say what is resident."""
         size = self.num_bytes / 2**20
@@ -233,8 +242,12 @@ class ResidentSource(BatchSource):
     def _gather_columns(self, indices: torch.Tensor) -> list[torch.Tensor]:
         if self._row_of is not None:
             indices = self._row_of[indices]
-        indices = indices.to(self.device, non_blocking=True)
-        return [column.gather(indices) for column in self._columns]
+        where = self._columns[0].codes.device
+        indices = indices.to(where, non_blocking=True)
+        columns = [column.gather(indices) for column in self._columns]
+        if where != self.device:  # released, to make room on the device
+            columns = [column.to(self.device, non_blocking=True) for column in columns]
+        return columns
 
     def _as_batch(self, columns: list[torch.Tensor]) -> Any:
         if type(self._template) is list:  # what default_collate makes of tuples

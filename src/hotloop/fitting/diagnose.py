@@ -10,6 +10,7 @@ from torch import nn
 from hotloop.errors import HotloopError, LabelError, ShapeError
 from hotloop.nested import describe, describe_tensor, iterate_tensors
 
+_CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
 
 
@@ -70,6 +71,18 @@ class LabelRange:
             )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on an accelerator or the host."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError) or (
+            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _CPU_MEMORY_WORDS)
+        ):
+            return True
+        seen = seen.__cause__
+    return False
+
+
 def explain_forward_error(
     error: Exception,
     net: nn.Module,
@@ -90,6 +103,8 @@ def explain_forward_error(
         The error to raise in its place, or None when it is not about shapes, types or devices.
     """
     text = str(error).strip()
+    if is_out_of_memory(error):
+        return None
     if isinstance(error, NotImplementedError) or not isinstance(
         error, (RuntimeError, ValueError, TypeError, IndexError)
     ):
@@ -113,6 +128,8 @@ def explain_loss_error(
 ) -> HotloopError | None:
     """Name predictions and labels that a loss function refused."""
     if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)):
+        return None
+    if is_out_of_memory(error):
         return None
     label_range = LabelRange(loss_fn)
     if label_range.applies and isinstance(labels, torch.Tensor) and not labels.is_floating_point():

@@ -95,8 +95,9 @@ class EpochRunner:
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
             losses, step_values = step_runner(batch)
             num_samples = count_samples(batch)
-            for name, value in losses.items():
-                self.log(name).append(value, num_samples)
+            if not getattr(step_runner, "left_out", False):
+                for name, value in losses.items():
+                    self.log(name).append(value, num_samples)
             display.step(num_samples, step_values)
             if threads is not None and not threads.done:
                 threads.tick()
@@ -129,10 +130,13 @@ class EpochRunner:
         while True:
             try:
                 pair = self.options.interrupt.next_from(pairs)
-            except BaseException:
+            except BaseException as error:
                 if keeper is not None:
                     keeper.save_where_it_stands()
-                raise
+                named = dataloader.explain(error)
+                if named is error:
+                    raise
+                raise named from error
             if pair is None:
                 return
             if on_accelerator and standard:

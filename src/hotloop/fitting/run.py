@@ -17,15 +17,17 @@ from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
-from hotloop.data.resident import make_source
+from hotloop.data.resident import ResidentSource, make_source
 from hotloop.distributed.processes import is_main_process, wait_for_all, world_size
-from hotloop.errors import MonitorError, RunInterrupted, SettingsError
+from hotloop.errors import MonitorError, NonFiniteError, RunInterrupted, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
+from hotloop.fitting.micro_batches import MicroBatches
+from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
     check_optimizer,
     check_scheduler,
@@ -34,7 +36,7 @@ from hotloop.fitting.optimizers import (
     move_optimizer_state,
 )
 from hotloop.fitting.precision import Float32Mode
-from hotloop.fitting.resume.keeper import RunKeeper
+from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
@@ -55,6 +57,8 @@ class Trainable(Protocol):
     lr_scheduler: Any
     kwargs: dict[str, Any]
     history: dict[str, list[Any]]
+    skipped_steps: list[tuple[int, int, str]]
+    skipped_samples: list[tuple[Any, str]]
     accelerator: Any
     StepRunner: type[Any]
     EpochRunner: type[Any]
@@ -102,7 +106,9 @@ class FitRun:
         move_optimizer_state(model.optimizer, self.device)
         self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
         self.stopping = EarlyStopping(settings.mode, settings.patience)
-        self.best = BestWeights(settings.ckpt_path, model.save_ckpt, model.load_ckpt)
+        self.best = BestWeights(
+            settings.ckpt_path, model.save_ckpt, model.load_ckpt, model.net, progress.message
+        )
         self.interrupt = Interrupt()
         self.layout: ChannelsLast | None = None
         self.fused: FusedOptimizer | None = None
@@ -112,6 +118,8 @@ class FitRun:
         self.graph: GraphedStep | None = None
         self.float32_mode = Float32Mode(settings.tf32, self.device)
         self.keeper: RunKeeper | None = None
+        self.micro_batches = MicroBatches(progress.message, self._release_resident)
+        self.skipped = SkippedSteps(progress.message)
         self._refuse_several_processes()
         if not settings.exact:
             self._choose_speedups()
@@ -129,10 +137,17 @@ class FitRun:
         self.float32_mode.apply()
         if self.settings.compile and not self.settings.exact:
             self.graph = self._make_graph()
+        for source in (self.train_source, self.val_source):
+            if source is not None:
+                source.place.skip_bad = self.settings.saving.on_bad_sample == "skip"
         try:
             with self._kept(callbacks):
                 self._train(epochs, callbacks)
+        except NonFiniteError:
+            self.best.restore()
+            raise
         finally:
+            self.model.skipped_steps = self.skipped.steps
             self._undo_speedups()
         wait_for_all()
         self.best.restore()
@@ -164,20 +179,34 @@ class FitRun:
 
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         keeper = self.keeper
-        first = 1 if keeper is None else keeper.epoch
+        num_rewinds = 0
         with self.interrupt.listen(stopping=keeper is not None):
             try:
-                if keeper is not None:
-                    keeper.begin_training()
-                for epoch in range(first, epochs + 1):
-                    if self._stops_early(epoch):
+                while True:
+                    try:
+                        self._train_epochs(epochs, callbacks)
+                    except NonFiniteError as error:
+                        num_rewinds += 1
+                        rewinds = self.settings.saving.on_non_finite == "rewind"
+                        if keeper is None or not rewinds or num_rewinds > MAX_REWINDS:
+                            raise
+                        keeper.rewind(error)
+                    else:
                         break
-                    self._run_epoch(epoch, callbacks)
-                    self.interrupt.check()
-                if keeper is not None:
-                    keeper.finish()
             except KeyboardInterrupt:
                 self.progress.message(self._say_interrupted())
+
+    def _train_epochs(self, epochs: int, callbacks: Sequence[Any]) -> None:
+        keeper = self.keeper
+        if keeper is not None:
+            keeper.begin_training()
+        for epoch in range(1 if keeper is None else keeper.epoch, epochs + 1):
+            if self._stops_early(epoch):
+                break
+            self._run_epoch(epoch, callbacks)
+            self.interrupt.check()
+        if keeper is not None:
+            keeper.finish()
 
     def _stops_early(self, epoch: int) -> bool:
         """Tell whether training is over before ``epoch``, for want of a better score."""
@@ -240,7 +269,28 @@ class FitRun:
         finally:
             if graph is not None:
                 graph.finish()
+        self._tell_skipped(source)
         return {name: to_host(value) for name, value in values.items()}
+
+    def _tell_skipped(self, source: BatchSource) -> None:
+        """List the samples that could not be read, and tell of those not heard of before."""
+        found = source.place.take_skipped()
+        known = {index for index, _ in self.model.skipped_samples}
+        new = [(index, text) for index, text in found if index not in known]
+        self.model.skipped_samples += found
+        if new:
+            shown = "; ".join(f"{index} ({text})" for index, text in new[:3])
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            self.progress.message(
+                f"{len(new)} samples of {source.role} could not be read and were left out: "
+                f"{shown}{more}"
+            )
+
+    def _release_resident(self) -> bool:
+        """Move resident data off the device; False when there is none there."""
+        sources = (self.train_source, self.val_source)
+        released = [s.release() for s in sources if isinstance(s, ResidentSource)]
+        return any(released)
 
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
         model, settings = self.model, self.settings
@@ -277,6 +327,9 @@ class FitRun:
                 transform=self.transform,
                 direct=training and self.fused is not None,
                 graph=self.graph if training else None,
+                micro_batches=None if _is_users_own(model) else self.micro_batches,
+                on_non_finite=settings.saving.on_non_finite,
+                skipped=self.skipped,
             )
         return runner
 
@@ -317,6 +370,9 @@ class FitRun:
         model, settings, say = self.model, self.settings, self.progress.message
         if _is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
             say("compile: the training step runs eagerly, since the StepRunner is your own")
+            return None
+        if settings.saving.on_non_finite != "stop":
+            say("compile: the training step runs eagerly, since on_non_finite looks at gradients")
             return None
         if self.compute is not None:
             say("compile: the training step runs eagerly, since the model's step is your own")
@@ -390,6 +446,12 @@ class FitRun:
                 f"StepRunner: call self.accelerator.clip_grad_norm_ in it, or leave it out."
             )
 
+        choice = self.settings.saving.on_non_finite
+        if choice != "stop" and _is_users_own(self.model):
+            raise SettingsError(
+                f"on_non_finite={choice!r} has no effect on your own StepRunner: look at the loss "
+                f"in there, or leave it out."
+            )
         if self.settings.batch_transform is not None and _is_users_own(self.model):
             raise SettingsError(
                 "batch_transform has no effect on your own StepRunner: call it in there, or "

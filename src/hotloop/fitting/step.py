@@ -12,10 +12,12 @@ from torch import nn
 
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.diagnose import explain_non_finite
+from hotloop.fitting.diagnose import explain_non_finite, is_out_of_memory
 from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.graphed import GraphedStep
+from hotloop.fitting.micro_batches import MicroBatches
+from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_gradient
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
@@ -37,6 +39,10 @@ class StepOptions:
         transform: changes training batches on the device, before the net sees them.
         direct: the fused optimizer's kernel may be called without its Python layers.
         graph: runs training steps as one graph where it can.
+        micro_batches: computes batches in parts where they do not fit the memory.
+        on_non_finite: what a NaN or infinite loss or gradient leads to: "stop" (only the loss is
+            looked at), "skip" or "rewind" (gradients too).
+        skipped: takes note of steps that are left out.
     """
 
     compute: Callable[[Any], Any] | None = None
@@ -48,6 +54,9 @@ class StepOptions:
     transform: Callable[[Any], Any] | None = None
     direct: bool = False
     graph: GraphedStep | None = None
+    micro_batches: MicroBatches | None = None
+    on_non_finite: str = "stop"
+    skipped: SkippedSteps | None = None
 
 
 class StepRunner:
@@ -79,7 +88,9 @@ class StepRunner:
         self._updates = BatchedUpdates(self.metrics_dict)
         self._num_steps = 0
         self._direct: DirectStep | None = None
-        self._group_samples = self._first_samples = 0
+        self._group_samples = self._first_samples = self._samples_before = 0
+        self._buffers: BufferGuard | None = None
+        self.left_out = False  # whether the last step was
         self.net.train(stage == "train")
 
     def __call__(self, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,11 +113,11 @@ class StepRunner:
             batch = options.layout.prepare(batch, self._try_loss)
         if self.stage != "train" or self.optimizer is None:
             output = self.forward(batch)
-            loss: Any = self._read_on_host(output.loss, batch)
+            loss: Any = self.read_loss(output.loss, batch)
         elif options.graph is not None:
             self.compute_loss.label_range.check_again()
             output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
-            loss = self._read_on_host(output.loss, batch)
+            loss = self.read_loss(output.loss, batch)
         else:
             output = self._train_eagerly(batch)
             loss = output.loss
@@ -124,9 +135,64 @@ class StepRunner:
 
     def _train_eagerly(self, batch: Any) -> StepOutput:
         """Run forward, backward and the optimizer; the loss is a number where reading is free."""
-        output = self.forward(batch)
-        loss = self._read_on_host(output.loss, batch)
-        self.optimize(output.loss, count_samples(batch))
+        self._samples_before = self._group_samples
+        if self.options.on_non_finite != "stop":
+            return self._train_watching(batch)
+        micro_batches = self.options.micro_batches
+        if micro_batches is None:
+            output = self.forward(batch)
+            loss = self.read_loss(output.loss, batch)
+            self.optimize(output.loss, count_samples(batch))
+            return replace(output, loss=loss)
+        failed = ""
+        if micro_batches.num_parts == 1:
+            try:
+                output = self.forward(batch)
+                loss = self.read_loss(output.loss, batch)
+                self.add_gradients(output.loss, count_samples(batch))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = str(error).splitlines()[0]
+            else:
+                self._finish_batch()
+                return replace(output, loss=loss)
+        if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
+            micro_batches.make_room(self, batch, failed)
+        output = micro_batches.train(self, batch)
+        self._finish_batch()
+        return output
+
+    def _train_watching(self, batch: Any) -> StepOutput:
+        """As ``_train_eagerly``, looking at loss and gradients before the update."""
+        self._buffers = self._buffers or BufferGuard(self.net)
+        self._buffers.note()
+        if self.options.micro_batches is not None:
+            output = self.options.micro_batches.train(self, batch)
+        else:
+            output = self.forward(batch)
+            self.add_gradients(output.loss, count_samples(batch))
+        loss = float(output.loss)  # sync: asked for by on_non_finite
+        if self.accelerator.scaler is not None:
+            self._finish_batch()  # the scaler drops such steps by itself
+            return replace(output, loss=loss)
+        reason = f"the loss is {loss}" if not math.isfinite(loss) else None
+        if reason is None and self.accelerator.sync_gradients:
+            name = first_bad_gradient(self.net.named_parameters())
+            reason = name and f"the gradient of '{name}' is NaN or infinite"
+        if reason is None:
+            self._finish_batch()
+            return replace(output, loss=loss)
+        self._group_samples = self._first_samples = 0
+        self.clear_gradients()
+        self._buffers.restore()
+        if self.options.on_non_finite == "rewind" or self.options.skipped is None:
+            step, epoch = self._num_steps, self.options.epoch
+            text = explain_non_finite(loss, self.net, batch, step, epoch)
+            raise NonFiniteError(f"{reason}; {text}", step=step, epoch=epoch)
+        self.options.skipped.add(self.options.epoch, self._num_steps, reason)
+        self.left_out = True
+        self._step_scheduler()  # the schedule is one of steps that were tried
         return replace(output, loss=loss)
 
     def forward(self, batch: Any) -> StepOutput:
@@ -148,20 +214,40 @@ class StepRunner:
             return loss
 
     def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
-        """Add the gradients of ``loss``, and step the optimizer where a group of batches ends.
+        """Add the gradients of ``loss``, and step the optimizer where a group of batches ends."""
+        self.add_gradients(loss, num_samples)
+        self._finish_batch()
+
+    def add_gradients(self, loss: torch.Tensor, num_samples: int, first: bool = True) -> None:
+        """Add the gradients of ``loss`` to those of the group's batches before.
 
         A group's gradient is that of the mean loss over all its samples, whatever the sizes of
         its batches: each batch's gradients are weighted by its samples over the first batch's,
         and divided by the weights' sum at the end.
+
+        Args:
+            loss: of the batch, or of a part of it.
+            num_samples: of the whole batch.
+            first: not a further part of a batch.
         """
         accelerator = self.accelerator
         if accelerator.gradient_accumulation_steps > 1:
             self._first_samples = self._first_samples or num_samples
-            self._group_samples += num_samples
+            self._group_samples += num_samples if first else 0
             if num_samples != self._first_samples:
                 loss = loss * (num_samples / self._first_samples)
         accelerator.backward_unscaled(loss)
-        if accelerator.sync_gradients:
+
+    def drop_gradients(self) -> bool:
+        """Drop what a failed backward pass left; False where earlier batches' would go too."""
+        if self._samples_before:
+            return False
+        self._group_samples = self._first_samples = 0
+        self.clear_gradients()
+        return True
+
+    def _finish_batch(self) -> None:
+        if self.accelerator.sync_gradients:
             self.finish_group()
             self.clear_gradients()
 
@@ -199,18 +285,20 @@ class StepRunner:
         if self.lr_scheduler is not None and self.options.scheduler_per_step:
             self.lr_scheduler.step()
 
-    def _read_on_host(self, loss: Any, batch: Any) -> torch.Tensor | float:
+    def read_loss(self, loss: Any, batch: Any) -> torch.Tensor | float:
         """Return a CPU loss as a number, where reading it waits for nothing; else the tensor.
 
         In training a NaN or infinite loss is refused here, before it reaches the weights. A run
-        with a loss scaler goes on: the scaler drops such a step by itself.
+        with a loss scaler goes on: the scaler drops such a step by itself; so does one that looks
+        at the gradients too.
         """
         if not isinstance(loss, torch.Tensor):
             return float(loss)
         if loss.device.type != "cpu":
             return loss.detach()
         value: float = loss.item()
-        if self.stage == "train" and not math.isfinite(value) and self.accelerator.scaler is None:
+        watched = self.options.on_non_finite != "stop" or self.accelerator.scaler is not None
+        if self.stage == "train" and not math.isfinite(value) and not watched:
             step, epoch = self._num_steps, self.options.epoch
             text = explain_non_finite(value, self.net, batch, step, epoch)
             raise NonFiniteError(text, step=step, epoch=epoch)

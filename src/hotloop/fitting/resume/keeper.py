@@ -13,11 +13,14 @@ from hotloop.checkpoint.files import write_atomically
 from hotloop.checkpoint.run import BackgroundWriter, Checkpoint, RunFolder, RunLock
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.position import Position
-from hotloop.errors import CheckpointError
+from hotloop.errors import CheckpointError, NonFiniteError
+from hotloop.fitting.non_finite import scale_learning_rates
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
 
+MAX_REWINDS = 3
+_REWIND_FACTOR = 0.5
 _RETRY_SECONDS = 10.0
 _NET = "state.training.net.tensors."  # before a tensor's name in the file
 
@@ -67,6 +70,7 @@ class RunKeeper:
         self._train_end: dict[str, Any] | None = None
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
+        self._factor = 1.0  # of the learning rate, after going back
         self._told_failure = False
         self._retry_at = self._next_time = float("inf")
         self._due = False
@@ -95,7 +99,8 @@ class RunKeeper:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
                 self.restore(checkpoint)
-                self._say(self._describe(checkpoint))
+                self._factor = checkpoint.state["lr_factor"]
+                self._say(f"going on with {self._describe(checkpoint)}")
         else:
             aside = self.folder.set_aside()
             if aside is not None:
@@ -118,6 +123,25 @@ class RunKeeper:
         """Return the newest checkpoint that is whole, with everything written."""
         self._writer.wait()
         return self.folder.latest(self._say)
+
+    def rewind(self, error: NonFiniteError) -> None:
+        """Go back to the last checkpoint, with lower learning rates.
+
+        Args:
+            error: what went wrong; raised again where there is no checkpoint.
+        """
+        checkpoint = self.latest()
+        if checkpoint is None:
+            raise error
+        self._stage = self._train_end = None
+        self.restore(checkpoint)
+        self._factor *= _REWIND_FACTOR
+        scale = self._factor / checkpoint.state["lr_factor"]
+        scale_learning_rates(self.run.model.optimizer, self.run.model.lr_scheduler, scale)
+        self._say(
+            f"{str(error).split(': ')[0]}: back to {self._describe(checkpoint)}, with "
+            f"{self._factor:g} of the learning rate"
+        )
 
     def start_stage(self, stage: Any) -> int:
         """Begin a training stage, or put one back to where it was.
@@ -177,6 +201,9 @@ class RunKeeper:
         with contextlib.suppress(OSError):
             if self._best is not None:
                 self._best.close()
+                self._best = None
+            if not self.run.best.in_file:
+                return  # held in memory; the checkpoint names the best file before it
             # the user's own save_ckpt may write something else than a file, which is left alone
             self._best = self.run.best.path.open("rb") if self.run.best.path.is_file() else None
             self._best_name, self._best_step = None, self.step
@@ -287,6 +314,7 @@ class RunKeeper:
                 "torch": torch.__version__,
                 "device": str(run.device),
             },
+            "lr_factor": self._factor,
             "random": self._states.read(),
             "train_place": place.to_plain(),
             "val_place": None if val_place is None else val_place.to_plain(),
@@ -343,4 +371,4 @@ class RunKeeper:
         where = f"epoch {self.epoch}"
         if checkpoint.state["stage"] is not None:
             where += f", after batch {place['num_batches']}"
-        return f"going on with the run in '{self.folder.path}': {where}, step {self.step}"
+        return f"the run in '{self.folder.path}' at {where}, step {self.step}"

@@ -9,10 +9,12 @@ from typing import Any
 
 from hotloop.errors import SettingsError
 
+_CHOICES = {"on_non_finite": ("stop", "skip", "rewind"), "on_bad_sample": ("raise", "skip")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeSettings:
-    """When a run is saved, where, and whether an earlier one is gone on with.
+    """When a run is saved, whether an earlier one is gone on with, and what faults lead to.
 
     See ``KerasModel.fit`` for the meaning of each.
 
@@ -24,6 +26,8 @@ class ResumeSettings:
     save_every_steps: int | None = None
     save_every_seconds: float | None = None
     keep_checkpoints: int = 2
+    on_non_finite: str = "stop"
+    on_bad_sample: str = "raise"
 
     def __post_init__(self) -> None:
         if self.resume not in (True, False, "force"):
@@ -41,6 +45,16 @@ class ResumeSettings:
         ):
             raise SettingsError(
                 f"save_every_seconds={seconds!r} is no time: pass a number of seconds above 0."
+            )
+
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                listed = " or ".join(repr(choice) for choice in choices)
+                raise SettingsError(f"{name}={getattr(self, name)!r} is not known: pass {listed}.")
+        if self.on_non_finite == "rewind" and not self.saves:
+            raise SettingsError(
+                "on_non_finite='rewind' goes back to a checkpoint of the run, and none is saved: "
+                "pass resume=True or save_every_steps."
             )
 
     @property

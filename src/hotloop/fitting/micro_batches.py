@@ -1,0 +1,221 @@
+"""A batch that does not fit the memory is computed in parts, with the same gradient."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hotloop.errors import OutOfMemoryError
+from hotloop.fitting.diagnose import is_out_of_memory
+from hotloop.fitting.forward import StepOutput
+from hotloop.nested import count_samples, map_leaves
+
+_BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Step(Protocol):
+    """What is needed of a step runner."""
+
+    net: nn.Module
+    loss_fn: Any
+
+    def forward(self, batch: Any) -> StepOutput:
+        """Compute predictions and loss."""
+        ...
+
+    def add_gradients(self, loss: torch.Tensor, num_samples: int, first: bool = True) -> None:
+        """Add the gradients of a loss to those that are there."""
+        ...
+
+    def read_loss(self, loss: Any, batch: Any) -> Any:
+        """Return a loss as a number where reading it waits for nothing."""
+        ...
+
+    def drop_gradients(self) -> bool:
+        """Drop what a failed backward pass left; False where earlier batches' would go too."""
+        ...
+
+
+class MicroBatches:
+    """Splits batches once one did not fit, and remembers into how many parts.
+
+    The parts' losses are weighted by their samples, so that loss and gradient are those of the
+    mean over the whole batch, up to rounding. That holds for losses that are a mean over samples
+    and for nets that treat samples apart. Batch normalisation does not: there splitting is
+    refused. Dropout draws other masks.
+
+    Args:
+        say: takes a line for the user.
+        release: frees device memory that data takes; False when there is none.
+
+    Attributes:
+        num_parts: into which batches are split now.
+    """
+
+    def __init__(self, say: Callable[[str], None], release: Callable[[], bool]) -> None:
+        self.num_parts = 1
+        self._say, self._release = say, release
+
+    def train(self, step: Step, batch: Any) -> StepOutput:
+        """Run forward and backward, in as many parts as it takes; the loss is the batch's.
+
+        Raises:
+            OutOfMemoryError: splitting would change the result, or one sample does not fit.
+        """
+        output, text = self._attempt(step, batch)
+        while output is None:
+            # outside the handler, whose traceback holds on to the failed pass's tensors
+            self.make_room(step, batch, text)
+            output, text = self._attempt(step, batch)
+        return output
+
+    def _attempt(self, step: Step, batch: Any) -> tuple[StepOutput | None, str]:
+        try:
+            return self._try(step, batch), ""
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, str(error).splitlines()[0]
+
+    def _try(self, step: Step, batch: Any) -> StepOutput:
+        num_samples = count_samples(batch)
+        parts = split(batch, self.num_parts)
+        if len(parts) == 1:
+            output = step.forward(batch)
+            loss = step.read_loss(output.loss, batch)
+            step.add_gradients(output.loss, num_samples)
+            return replace(output, loss=loss)
+        by_sum = getattr(step.loss_fn, "reduction", "mean") == "sum"
+        outputs: list[tuple[float, StepOutput]] = []
+        for part in parts:
+            output = step.forward(part)
+            share = 1.0 if by_sum else count_samples(part) / num_samples
+            step.read_loss(output.loss, part)
+            step.add_gradients(output.loss * share, num_samples, first=not outputs)
+            outputs.append((share, _detached(output)))
+        joined = _joined(outputs)
+        return replace(joined, loss=step.read_loss(joined.loss, batch))
+
+    def make_room(self, step: Step, batch: Any, text: str) -> None:
+        """Free what can be freed after a failed pass, and split further.
+
+        Args:
+            step: what ran.
+            batch: what did not fit.
+            text: of the error.
+
+        Raises:
+            OutOfMemoryError: splitting would change the result, or one sample does not fit.
+        """
+        whole = step.drop_gradients()
+        gc.collect()
+        if torch.accelerator.is_available():
+            _empty_cache()
+        num_samples = count_samples(batch)
+        size = -(-num_samples // self.num_parts)
+        if not whole:
+            raise OutOfMemoryError(
+                f"a batch of {num_samples} samples does not fit the memory ({text}), in the middle "
+                f"of a group of accumulated batches: pass a smaller batch_size and a larger "
+                f"gradient_accumulation_steps."
+            )
+        if self._release():
+            self._say("out of memory: the resident data was moved to the host")
+            return
+        reason = reason_against(step.net)
+        if reason is not None:
+            raise OutOfMemoryError(
+                f"a batch of {num_samples} samples does not fit the memory ({text}), and in parts "
+                f"it would give another result, since {reason}: pass a smaller batch_size."
+            )
+        if size <= 1:
+            raise OutOfMemoryError(
+                f"a single sample does not fit the memory ({text}): use a smaller net or "
+                f"mixed_precision='bf16'."
+            )
+        self.num_parts *= 2
+        self._say(
+            f"out of memory: batches of {num_samples} are computed in parts of "
+            f"{-(-num_samples // self.num_parts)} from now on, with the same gradient"
+        )
+
+
+def reason_against(net: nn.Module) -> str | None:
+    """Return why a net's batches cannot be split, None when nothing speaks against it."""
+    for name, module in net.named_modules():
+        if isinstance(module, _BATCH_STATISTICS) and module.training:
+            return (
+                f"'{name}' ({type(module).__name__}) normalises with the statistics of the whole "
+                f"batch"
+            )
+    return None
+
+
+def split(batch: Any, num_parts: int) -> list[Any]:
+    """Return a batch in at most so many parts of nearly equal size, along its samples.
+
+    Tensors whose first dimension is not the number of samples go to every part as they are.
+    """
+    num_samples = count_samples(batch)
+    size = -(-num_samples // num_parts)
+    if num_parts == 1 or size >= num_samples:
+        return [batch]
+
+    def cut(leaf: Any, start: int) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.dim() and len(leaf) == num_samples:
+            return leaf[start : start + size]
+        return leaf
+
+    return [
+        map_leaves(batch, lambda leaf, start=start: cut(leaf, start))  # type: ignore[misc]
+        for start in range(0, num_samples, size)
+    ]
+
+
+def _detached(output: StepOutput) -> StepOutput:
+    def detach(leaf: Any) -> Any:
+        return leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+
+    return StepOutput(
+        detach(output.loss),
+        map_leaves(output.preds, detach),
+        output.labels,
+        {name: detach(value) for name, value in (output.extra or {}).items()},
+    )
+
+
+def _joined(outputs: list[tuple[float, StepOutput]]) -> StepOutput:
+    first = outputs[0][1]
+    loss = sum(share * output.loss for share, output in outputs)
+    extra = {
+        name: sum(share * (output.extra or {})[name] for share, output in outputs)
+        for name in first.extra or {}
+    }
+    preds = _concatenated([output.preds for _, output in outputs])
+    labels = _concatenated([output.labels for _, output in outputs])
+    return StepOutput(loss, preds, labels, extra)
+
+
+def _concatenated(parts: list[Any]) -> Any:
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts) if parts[0].dim() else parts[0]
+    if isinstance(parts[0], (tuple, list)) and not hasattr(parts[0], "_fields"):
+        return type(parts[0])(_concatenated(list(column)) for column in zip(*parts, strict=True))
+    if isinstance(parts[0], dict):
+        return {name: _concatenated([part[name] for part in parts]) for name in parts[0]}
+    return parts[0]
+
+
+def _empty_cache() -> None:
+    accelerator: Any = torch.accelerator
+    if hasattr(accelerator, "empty_cache"):
+        accelerator.empty_cache()
+        return
+    module: Any = torch.get_device_module()  # torch 2.6
+    if hasattr(module, "empty_cache"):
+        module.empty_cache()

@@ -1,0 +1,117 @@
+"""Steps whose loss or gradients are NaN or infinite: seen before the update, and left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.fitting.readback import Readback
+
+_WATCH_SECONDS = 0.25
+
+
+def first_bad_gradient(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first parameter with a NaN or infinite gradient, None for none.
+
+    Args:
+        named: ``net.named_parameters()``.
+    """
+    pairs = [(name, p.grad) for name, p in named if p.grad is not None]
+    if not pairs:
+        return None
+    norms = torch._foreach_norm([gradient for _, gradient in pairs], float("inf"))
+    # sync: one number a step, for a run that asked for gradients to be looked at
+    if math.isfinite(float(torch.stack([norm.float() for norm in norms]).sum())):
+        return None
+    for name, gradient in pairs:
+        if not bool(torch.isfinite(gradient).all()):
+            return name
+    return None
+
+
+class BufferGuard:
+    """Puts the buffers of a net back after a step that is left out.
+
+    Running statistics take part in a forward pass whose loss turns out to be NaN.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._buffers = list(net.buffers())
+        self._before: list[torch.Tensor] = []
+
+    def note(self) -> None:
+        """Copy the buffers as they are before the forward pass."""
+        self._before = [buffer.detach().clone() for buffer in self._buffers]
+
+    def restore(self) -> None:
+        """Put the copies back."""
+        with torch.no_grad():
+            for buffer, before in zip(self._buffers, self._before, strict=True):
+                buffer.copy_(before)
+
+
+class SkippedSteps:
+    """Counts steps that were left out, and tells of the first ones.
+
+    Args:
+        say: takes a line for the user.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.steps: list[tuple[int, int, str]] = []
+        self._say = say
+
+    def add(self, epoch: int, step: int, reason: str) -> None:
+        """Count a step, numbered from 1 in its epoch."""
+        self.steps.append((epoch, step, reason))
+        if len(self.steps) <= 3:
+            self._say(f"step {step} of epoch {epoch} was left out, since {reason}")
+        elif len(self.steps) == 4:
+            self._say("further steps are left out without a word; model.skipped_steps lists them")
+
+
+class FiniteWatch:
+    """Looks at an accelerator's losses now and then, without waiting for any.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._due = clock() + _WATCH_SECONDS
+        self._readback = Readback()
+
+    def saw_bad(self, pending: torch.Tensor | None) -> bool:
+        """Tell whether losses were NaN or infinite when they were last looked at.
+
+        Args:
+            pending: the newest losses, on the device; None when they are read on the host anyway.
+        """
+        if self._readback.in_flight:
+            values = self._readback.take()
+            return values is not None and values[0] < 1
+        if pending is not None and self._clock() >= self._due:
+            self._due = self._clock() + _WATCH_SECONDS
+            self._readback.start(torch.isfinite(pending).all().float().reshape(1))
+        return False
+
+
+def scale_learning_rates(optimizer: Any, lr_scheduler: Any, factor: float) -> None:
+    """Multiply every learning rate of optimizer and scheduler by ``factor``."""
+    for group in optimizer.param_groups:
+        for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if isinstance(group.get(name), (int, float)):
+                group[name] *= factor
+            elif isinstance(group.get(name), torch.Tensor):
+                group[name].mul_(factor)
+    schedulers = [lr_scheduler, *getattr(lr_scheduler, "_schedulers", [])]
+    for scheduler in schedulers:
+        for name in ("base_lrs", "_last_lr", "min_lrs", "max_lrs"):
+            values = getattr(scheduler, name, None)
+            if isinstance(values, list):
+                setattr(scheduler, name, [value * factor for value in values])

@@ -1,7 +1,7 @@
 """The command line ``hotloop``.
 
 Exit codes: 0 done, 1 it could not be done (the message says why), 2 the arguments are wrong,
-130 stopped by Ctrl-C.
+75 stopped by a signal and resumable, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hotloop.checkpoint_cli import app as checkpoint_app
 
 if TYPE_CHECKING:
     from hotloop.datasets import Splits
@@ -79,6 +81,10 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/DATA-TIME when not given.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Save the run as it trains; go on with the one in --out."),
+    ] = False,
 ) -> None:
     """Train a small convolutional net on real images, on the best device there is.
 
@@ -92,6 +98,8 @@ def train(
     """
     from hotloop.experiments import image_classifier
 
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out, the folder of the run to go on with")
     name, splits = _load(data, data_folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_folder = out or Path("runs") / f"{name}-{stamp}"
@@ -108,6 +116,7 @@ def train(
         mixed_precision=mixed_precision.value,
         cpu=cpu,
         exact=exact,
+        resume=resume,
     )
     if not len(history):
         raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
@@ -150,12 +159,18 @@ def devices(
     console.print(f"hotloop would train on {choose_device(cpu)}", soft_wrap=True, highlight=False)
 
 
+app.add_typer(checkpoint_app, name="checkpoint")
+
+
 def main() -> None:
     """Run the command line; a known error is one sentence and exit code 1."""
-    from hotloop.errors import HotloopError
+    from hotloop.errors import HotloopError, RunInterrupted
 
     try:
         app(standalone_mode=True)
+    except RunInterrupted as stopped:
+        typer.echo(f"hotloop: {stopped}", err=True)
+        sys.exit(stopped.code)
     except HotloopError as error:
         typer.echo(f"hotloop: {error}", err=True)
         sys.exit(1)

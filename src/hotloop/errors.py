@@ -53,12 +53,21 @@ class NonFiniteError(HotloopError, ArithmeticError):
     Attributes:
         step: the first bad step in the epoch, counted from 1.
         epoch: the epoch, counted from 1.
+        indices: the samples of that step's batch, where the data has indices; else None.
     """
 
     def __init__(self, message: str, *, step: int, epoch: int) -> None:
         super().__init__(message)
         self.step = step
         self.epoch = epoch
+        self.indices: list[Any] | None = None
+
+    def name_samples(self, indices: list[Any]) -> None:
+        """Add the samples of the step's batch to the message."""
+        self.indices = indices
+        shown = ", ".join(str(index) for index in indices[:8])
+        more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
+        self.args = (f"{self.args[0]} (its samples are {shown}{more})",)
 
 
 class CheckpointError(HotloopError, RuntimeError):

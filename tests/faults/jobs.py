@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchmetrics import Accuracy, MetricCollection
 from torchmetrics.classification import MulticlassF1Score
+from zoo import Transformer, make_gan_model
 
 from hotloop import KerasModel
-from zoo import Transformer, make_gan_model
 
 ROWS, EPOCHS = 600, 3
 

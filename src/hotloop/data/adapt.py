@@ -97,6 +97,7 @@ class BatchSource:
         num_read = 0
         iterator = self._open()
         while True:
+            self.place.before_reading()
             try:
                 batch = next(iterator)
             except StopIteration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
+import signal
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ class IndexFeed:
         skip: batches of indices that the next iteration draws and leaves out.
         on_start: called before the sampler is asked for the first.
         on_skipped: called after those that are left out.
+        on_batch: called with each batch of indices.
     """
 
     def __init__(self, batches: Any) -> None:
@@ -30,6 +32,7 @@ class IndexFeed:
         self.skip = 0
         self.on_start: Callable[[], None] | None = None
         self.on_skipped: Callable[[], None] | None = None
+        self.on_batch: Callable[[Any], None] | None = None
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -44,7 +47,10 @@ class IndexFeed:
             next(batches, None)
         if on_skipped is not None:
             on_skipped()
-        yield from batches
+        for indices in batches:
+            if self.on_batch is not None:
+                self.on_batch(indices)
+            yield indices
 
 
 class GuardedLoader:
@@ -175,7 +181,7 @@ class GuardedLoader:
         workers = getattr(self._iterator, "_workers", [])
         for number, worker in enumerate(workers):
             if worker.pid in pids:
-                how = text.partition("killed by ")[2].split(".")[0] or "without a word"
+                how = _end_of(worker)
                 index = self._reading[number]
                 where = "before its first sample" if index < 0 else f"at sample {index}"
                 return WorkerDiedError(
@@ -201,6 +207,14 @@ class GuardedLoader:
         )
         error.index = bad.index
         raise error from bad.error
+
+
+def _end_of(worker: Any) -> str:
+    worker.join(timeout=1.0)  # so that its exit code is known
+    code = worker.exitcode
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    return f"killed by {signal.Signals(-code).name}"
 
 
 _guarded: weakref.WeakKeyDictionary[Any, dict[tuple[bool, bool], GuardedLoader]]

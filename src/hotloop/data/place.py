@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from hotloop.data.guarded import GuardedLoader
 from hotloop.data.position import Position, digest_of
 from hotloop.data.purity import find_state
 from hotloop.data.sampling import IndexBatches
+
+_MAX_HANDED = 4096  # batches whose indices are remembered, to name them
 
 
 class Place:
@@ -42,6 +45,9 @@ class Place:
         self._total = 0
         self._ended = False
         self._guard: GuardedLoader | None = None
+        self._handed: collections.deque[Any] = collections.deque(maxlen=_MAX_HANDED)
+        self._num_handed = 0
+        self._before_reading: Any = None
         self._iterated = self._live_at_start = False
         self._last_batch: Any = None
         self._reads_again = False
@@ -98,18 +104,29 @@ class Place:
         self.resumed = None
         self._guard = self._last_batch = None
         self._reads_again = self._ended = False
-        self.num_batches = 0
+        self.num_batches = self._num_handed = 0
+        self._handed.clear()
         if self._next is not None:
             (self.resumed, self._state_now), self._next = self._next, None
             self.num_batches, self._total = self.resumed.num_batches, self.resumed.total
             self._start = self.resumed.start
             self._iterated = self.resumed.live
         self._live_at_start, self._iterated = self._iterated, True
+        self._before_reading = None
         if self._states is not None and self._start_is_due():
             self._start = self._states.read()
 
     def _start_is_due(self) -> bool:
         return self.resumed is None or (not self.resumed.num_batches and not self.resumed.ended)
+
+    def before_reading(self) -> None:
+        """Note the random states before a batch is read, which reading it may move."""
+        if self._states is not None and self.num_batches:
+            self._before_reading = self._states.read()
+
+    def states_before_reading(self) -> Any:
+        """Return the random states from before the batch that could not be read."""
+        return self._start if not self.num_batches else self._before_reading
 
     def advance(self, host_batch: Any) -> None:
         """Count a batch that is about to be handed out."""
@@ -122,6 +139,18 @@ class Place:
         """Note that the epoch's reading is over."""
         self._ended = True
         self._last_batch = None
+
+    def samples_of(self, step: int) -> list[Any] | None:
+        """Return the indices of a batch, counted from 1 in the epoch; None where not known."""
+        from_end = self._num_handed - step
+        if not 0 <= from_end < len(self._handed):
+            return None
+        indices = self._handed[-1 - from_end]
+        return list(indices.tolist() if isinstance(indices, torch.Tensor) else indices)
+
+    def _hand(self, indices: Any) -> None:
+        self._handed.append(indices)
+        self._num_handed += 1
 
     def explain(self, error: BaseException) -> BaseException:
         """Return an error that names the sample where a loader worker died, else ``error``."""
@@ -138,6 +167,7 @@ class Place:
         """Return the batches of a guarded loader, from where the epoch goes on."""
         self._guard = guard
         feed, num_workers = guard.feed, guard.loader.num_workers
+        feed.on_batch = self._hand
         # generators that a data set holds move on in the workers' copies of it
         holds_state = bool(num_workers) and find_state(guard.loader.dataset) is not None
         self._reads_again = self.watched and holds_state
@@ -152,6 +182,7 @@ class Place:
             feed.on_start = lambda: self._restore(state)  # no base seed was drawn for this epoch
         if used and holds_state:
             return self._after_dropping(guard.read(), used, position)
+        self._num_handed = used
         on_created = None
         if used and num_workers:
             feed.skip, on_created = used, self._restore_now
@@ -194,18 +225,22 @@ class Place:
 
     def open_indices(self, indices: IndexBatches) -> Iterator[torch.Tensor]:
         """Return the epoch's rows of indices, from where it goes on."""
+        for rows in self._rows_from(indices):
+            self._hand(rows)
+            yield rows
+
+    def _rows_from(self, indices: IndexBatches) -> Iterator[torch.Tensor]:
         position = self.resumed
-        if position is None:
-            yield from indices.epoch_rows()
-            return
-        indices.workers_live = position.live and indices.loader.persistent_workers
-        if not position.num_batches:
+        if position is not None:
+            indices.workers_live = position.live and indices.loader.persistent_workers
+        if position is None or not position.num_batches:
             yield from indices.epoch_rows()
             return
         self._restore(position.start)
         rows = indices.epoch_rows()
         for _ in range(position.num_batches):
             next(rows, None)
+        self._num_handed = position.num_batches
         self._restore_now()
         yield from rows
 

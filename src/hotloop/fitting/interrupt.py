@@ -19,7 +19,8 @@ class Interrupt:
 
     While the loop waits for data nothing is being computed, so there the first one raises
     ``KeyboardInterrupt`` at once; the loop would otherwise wait for loader workers that the same
-    signal has ended.
+    signal has ended. Not so in a run that is saved, for which the batch is read to its end and
+    its step done: in the middle of reading, random numbers are drawn and not yet used.
 
     Attributes:
         requested: whether to stop.
@@ -29,7 +30,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = False
         self.received = ""
-        self._waiting_for_data = False
+        self._waiting_for_data = self._stopping = False
         self._process = os.getpid()
         self._child_handler: Any = None
         self._child_died: tuple[int, FrameType | None] | None = None
@@ -39,11 +40,12 @@ class Interrupt:
         """Handle signals inside the block; a handler that the user installed is left alone.
 
         Args:
-            stopping: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
+            stopping: the run is saved: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._stopping = stopping
         wanted: list[tuple[Any, Any]] = [(signal.SIGINT, signal.default_int_handler)]
         if stopping:
             names = [name for name in _STOPPING if hasattr(signal, name)]
@@ -61,7 +63,12 @@ class Interrupt:
                 self._child_handler = None
 
     def next_from(self, iterator: Iterator[Any]) -> Any:
-        """Return the iterator's next value, None at its end; a signal meanwhile raises at once."""
+        """Return the iterator's next value, None at its end.
+
+        Raises:
+            KeyboardInterrupt: a signal came, now or before.
+            RuntimeError: a loader worker has died.
+        """
         self._waiting_for_data = True
         try:
             self.check()
@@ -83,14 +90,15 @@ class Interrupt:
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
         self.requested = True
-        if again or fetching:
+        if again or (fetching and not self._stopping):
             raise KeyboardInterrupt
 
     def _shield_steps(self) -> None:
         """Let torch tell of a dead loader worker between steps, never in the middle of one.
 
-        torch raises in a handler of SIGCHLD, wherever the program is; in the middle of a step that
-        would leave a state that is neither before nor after it.
+        torch raises in a handler of SIGCHLD, wherever the program is; in the middle of a step or
+        of reading that would leave a state that is neither before nor after it. While the loop
+        waits for a batch, torch finds a dead worker within seconds by looking.
         """
         if self._child_handler is not None or not hasattr(signal, "SIGCHLD"):
             return
@@ -102,10 +110,7 @@ class Interrupt:
             signal.signal(signal.SIGCHLD, self._handle_child)
 
     def _handle_child(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting_for_data and os.getpid() == self._process:
-            self._child_handler(number, frame)
-        else:
-            self._child_died = (number, frame)
+        self._child_died = (number, frame)
 
     def _tell_of_child(self) -> None:
         died, self._child_died = self._child_died, None

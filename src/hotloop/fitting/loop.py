@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from hotloop.data.adapt import BatchSource
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.interrupt import Interrupt
+from hotloop.fitting.non_finite import FiniteWatch
 from hotloop.fitting.readback import Readback
 from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.step import StepRunner
@@ -85,6 +87,7 @@ class EpochRunner:
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
         threads = self.options.threads if self.stage == "train" else None
+        watch = self._make_watch()
         keeper = self.options.keeper if self.stage == "train" else None
         num_done = 0 if keeper is None else keeper.start_stage(self)
         progress.skip(num_done)
@@ -93,11 +96,17 @@ class EpochRunner:
                 keeper.begin_step()
             if self.stage == "train":
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
-            losses, step_values = step_runner(batch)
+            try:
+                losses, step_values = step_runner(batch)
+            except NonFiniteError as error:
+                self._name_samples(error, dataloader)
+                raise
             num_samples = count_samples(batch)
             if not getattr(step_runner, "left_out", False):
                 for name, value in losses.items():
                     self.log(name).append(value, num_samples)
+                if watch is not None and watch.saw_bad(self.log("train_loss").pending()):
+                    self._check_finite(dataloader)
             display.step(num_samples, step_values)
             if threads is not None and not threads.done:
                 threads.tick()
@@ -108,7 +117,7 @@ class EpochRunner:
         if keeper is not None:
             keeper.end_stage()
         values = {name: log.mean() for name, log in self.logs.items()}
-        self._check_finite()
+        self._check_finite(dataloader)
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
         self.flush()
@@ -120,19 +129,18 @@ class EpochRunner:
         return values
 
     def _batches(self, dataloader: BatchSource, keeper: RunKeeper | None) -> Iterator[Any]:
-        """Yield batches; Ctrl-C while one is being read ends the epoch at once.
-
-        Whatever goes wrong while one is read, the run is saved as it is after the step before.
-        """
+        """Yield batches; where one cannot be read, the run is saved as it is before that."""
         pairs = iter(dataloader.iterate_with_host())
         on_accelerator = dataloader.device.type != "cpu"
         standard = isinstance(self.step_runner, StepRunner)
         while True:
             try:
                 pair = self.options.interrupt.next_from(pairs)
-            except BaseException as error:
+            except Exception as error:
                 if keeper is not None:
                     keeper.save_where_it_stands()
+                if self.options.interrupt.requested:
+                    raise KeyboardInterrupt from error  # the signal went to the workers too
                 named = dataloader.explain(error)
                 if named is error:
                     raise
@@ -167,7 +175,18 @@ class EpochRunner:
                 optimizer.step()
             optimizer.zero_grad()
 
-    def _check_finite(self) -> None:
+    def _make_watch(self) -> FiniteWatch | None:
+        """Return what looks at losses that wait on a device."""
+        standard = isinstance(self.step_runner, StepRunner)
+        on_device = self.accelerator.device.type != "cpu" if standard else False
+        return FiniteWatch(time.perf_counter) if on_device and self.stage == "train" else None
+
+    def _name_samples(self, error: NonFiniteError, dataloader: BatchSource) -> None:
+        indices = dataloader.place.samples_of(error.step)
+        if indices is not None:
+            error.name_samples(indices)
+
+    def _check_finite(self, dataloader: BatchSource) -> None:
         """Refuse an epoch whose training loss went NaN on a device (a CPU's is seen at once)."""
         log = self.logs.get("train_loss")
         if log is None or getattr(self.accelerator, "scaler", None) is not None:
@@ -177,7 +196,9 @@ class EpochRunner:
         if bad is not None:
             step, epoch = bad + 1, self.options.epoch
             text = explain_non_finite(losses[bad], self.net, None, step, epoch)
-            raise NonFiniteError(text, step=step, epoch=epoch)
+            error = NonFiniteError(text, step=step, epoch=epoch)
+            self._name_samples(error, dataloader)
+            raise error
 
 
 class _Display:

@@ -248,7 +248,7 @@ class FitRun:
         """Run the validation; whatever ends it, the run is saved as it was before."""
         try:
             return self._run_stage("val", source, epoch)
-        except BaseException:
+        except (Exception, KeyboardInterrupt):
             if self.keeper is not None:
                 self.keeper.save_where_it_stands()
             raise

@@ -209,21 +209,32 @@ class RunKeeper:
             self._best_name, self._best_step = None, self.step
 
     def save_where_it_stands(self) -> None:
-        """Save at once, if there is a consistent state: between two steps, or in validation."""
+        """Save at once, if there is a consistent state: before a batch, or in validation."""
         if self._stage is not None or self._train_end is not None:
-            self.save(at_once=True)
+            self.save(at_once=True, reading=self._train_end is None)
 
     def finish(self) -> None:
         """Save the end of the last epoch, where that was put off."""
         if self._due:
             self.save(at_once=True, between_epochs=True)
 
-    def save(self, at_once: bool = False, between_epochs: bool = False) -> None:
-        """Copy the state and write it: in a thread, or ``at_once``."""
+    def save(
+        self, at_once: bool = False, between_epochs: bool = False, reading: bool = False
+    ) -> None:
+        """Copy the state and write it.
+
+        Args:
+            at_once: wait until it is written.
+            between_epochs: not in the middle of one.
+            reading: a batch was being read, which may have moved random states since the step.
+        """
         self._look_at_outcome()
         if self.run.graph is not None:
             self.run.graph.finish()
         captured = self._train_end or self._capture(between_epochs)
+        if reading:
+            states = self.run.train_source.place.states_before_reading()
+            captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
         names = [_NET + name for name, _ in self.run.model.net.named_parameters()]
         data, tensors = to_host({**captured, "training": training})

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotloop.checkpoint.run import RunLock
+from hotloop.errors import RunInUseError
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from hotloop.checkpoint.run import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen:
+    source = str(Path(__file__).parents[3] / "src")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": source},
+    )
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_process_is_refused_with_the_firsts_number(tmp_path: Path):
+    process = hold(tmp_path)
+    try:
+        with pytest.raises(RunInUseError, match=f"process {process.pid} on"):
+            RunLock(tmp_path)
+        forced = RunLock(tmp_path, force=True)
+        forced.release()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    RunLock(tmp_path).release()  # a killed process holds nothing
+
+
+def test_a_second_fit_of_this_process_is_refused(tmp_path: Path):
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunInUseError, match="another fit of this process"):
+        RunLock(tmp_path)
+    lock.release()
+    RunLock(tmp_path).release()

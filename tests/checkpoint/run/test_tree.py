@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, OrderedDict, deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotloop.checkpoint.run.tree import NotPlainError, decode, encode
+from hotloop.errors import CheckpointError
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def round_trip(value):
+    data, tensors = encode(value)
+    return decode(json.loads(json.dumps(data, allow_nan=False)), tensors)
+
+
+@given(PLAIN)
+def test_plain_values_come_back_as_they_were(value):
+    assert repr(round_trip(value)) == repr(value)
+
+
+def test_tensors_arrays_and_kinds_come_back():
+    value = {
+        "tensor": torch.arange(3, dtype=torch.bfloat16),
+        "array": np.arange(4, dtype=np.uint32).reshape(2, 2),
+        "number": np.float32(1.5),
+        "dtype": torch.float16,
+        "device": torch.device("cpu"),
+        "size": torch.Size([2, 3]),
+        "counter": Counter({3: 1, 7: 2}),
+        "deque": deque([1, 2]),
+        "inf": -math.inf,
+        3: {"$odd": 1},
+    }
+    found = round_trip(value)
+    assert torch.equal(found.pop("tensor"), value.pop("tensor"))
+    array = found.pop("array")
+    assert np.array_equal(array, value["array"])
+    assert array.dtype == np.uint32
+    del value["array"]
+    assert found == value
+    assert type(found["number"]) is np.float32
+    assert type(found["counter"]) is Counter
+    assert round_trip(OrderedDict(a=1)) == {"a": 1}
+
+
+def test_what_has_no_form_is_named():
+    with pytest.raises(NotPlainError, match=r"state\.scheduler\.f is a function"):
+        encode({"scheduler": {"f": round_trip}})
+    with pytest.raises(NotPlainError, match="array of object"):
+        encode(np.array([object()]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"$exec": "print(1)"},
+        {"$tensor": "missing"},
+        {"$array": ["missing", "<f4", [1]]},
+        {"$array": ["x", "|O", [1]]},
+        {"$number": ["|O", 1]},
+        {"$dtype": "torch.nothing"},
+        {"$bytes": "%%%"},
+        {"$tuple": 5},
+        {"$tensor": "x", "more": 1},
+    ],
+)
+def test_a_form_that_nobody_wrote_is_refused(data):
+    with pytest.raises(CheckpointError):
+        decode(data, {"x": torch.zeros(8, dtype=torch.uint8)})

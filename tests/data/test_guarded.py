@@ -1,0 +1,130 @@
+"""Loaders read through a guard: the same batches, and samples named that cannot be read."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from builders import make_mlp
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from hotloop import KerasModel
+from hotloop.checkpoint.run import RunFolder
+from hotloop.data.guarded import can_guard, guarded
+from hotloop.errors import DataError, SampleError, WorkerDiedError
+
+
+class Rows(Dataset):
+    """Rows with noise; some cannot be read, and one ends its process."""
+
+    def __init__(self, bad: tuple[int, ...] = (), deadly: int = -1) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(60, 4, generator=generator)
+        self.bad, self.deadly = bad, deadly
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index in self.bad:
+            raise OSError(f"image {index} is truncated")
+        if index == self.deadly and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inputs[index] + 0.1 * torch.randn(4), int(self.inputs[index, 0] > 0)
+
+
+class TogetherRows(Rows):
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        return [self[index] for index in indices]
+
+
+def fit(dataset: Dataset, num_workers: int = 0, **options):
+    torch.manual_seed(0)
+    net = make_mlp()
+    model = KerasModel(net, nn.CrossEntropyLoss())
+    loader = DataLoader(dataset, batch_size=8, shuffle=True, num_workers=num_workers)
+    history = model.fit(loader, epochs=2, quiet=True, **options)
+    return model, history
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_batches_and_random_states_are_the_loaders_own(num_workers: int, persistent: bool):
+    options = {"num_workers": num_workers, "persistent_workers": persistent and num_workers > 0}
+    epochs = []
+    for guard in (False, True):
+        torch.manual_seed(0)
+        loader = DataLoader(Rows(), batch_size=8, shuffle=True, **options)
+        found = []
+        for _ in range(2):
+            source = guarded(loader, "train_data", False, True).read() if guard else loader
+            found += [batch[0] for batch in source]
+        epochs.append((torch.cat(found), torch.get_rng_state()))
+    assert torch.equal(epochs[0][0], epochs[1][0])
+    assert torch.equal(epochs[0][1], epochs[1][1])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sample_that_cannot_be_read_is_named_with_its_traceback(num_workers: int):
+    with pytest.raises(SampleError) as raised:
+        fit(Rows(bad=(17,)), num_workers, resume=True)
+    text = str(raised.value)
+    assert raised.value.index == 17
+    assert "sample 17 of train_data cannot be read" in text
+    assert "OSError: image 17 is truncated" in text
+    assert "in __getitem__" in text
+    assert "on_bad_sample='skip'" in text
+    # and the run is saved as it was before that batch
+    assert RunFolder(Path("checkpoint.run")).latest(pytest.fail) is not None
+
+
+def test_samples_that_are_read_together_are_named_together():
+    with pytest.raises(SampleError, match=r"samples \[.*17.*\] of train_data cannot be read"):
+        fit(TogetherRows(bad=(17,)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_samples_are_left_out_and_listed(num_workers: int):
+    model, history = fit(Rows(bad=(3, 17)), num_workers, on_bad_sample="skip")
+    assert sorted(index for index, _ in model.skipped_samples) == [3, 3, 17, 17]
+    assert "OSError: image 3 is truncated" in dict(model.skipped_samples)[3]
+    assert len(history) == 2
+    assert history["train_loss"].notna().all()
+
+
+def test_a_batch_of_bad_samples_alone_is_left_out(capsys):
+    model, history = fit(Rows(bad=tuple(range(60))[8:]), on_bad_sample="skip")
+    assert history["train_loss"].notna().all()
+    assert len(model.skipped_samples) == 2 * 52
+
+
+def test_a_killed_worker_is_named_with_the_sample_it_was_reading():
+    with pytest.raises(WorkerDiedError, match=r"killed by SIGKILL\) at sample 23: look") as raised:
+        fit(Rows(deadly=23), num_workers=2, resume=True)
+    assert "DataLoader worker" in str(raised.value.__cause__)
+    assert isinstance(raised.value, DataError)
+    assert RunFolder(Path("checkpoint.run")).latest(pytest.fail) is not None
+
+
+def test_the_users_worker_init_sees_the_users_data_set():
+    def init(worker_id: int) -> None:
+        dataset = get_worker_info().dataset
+        dataset.inputs = torch.full((60, 4), 100.0 + worker_id)
+
+    loader = DataLoader(Rows(), batch_size=8, num_workers=2, worker_init_fn=init)
+    batches = guarded(loader, "train_data", False, False).read()
+    assert {round(batch[0].mean().item()) for batch in batches} == {100, 101}
+
+
+def test_what_is_not_guarded():
+    class Own(DataLoader):
+        pass
+
+    assert can_guard(DataLoader(Rows(), batch_size=8))
+    assert not can_guard(Own(Rows(), batch_size=8))
+    assert not can_guard(DataLoader(Rows(), batch_size=None))
+    assert not can_guard([torch.zeros(1)])

@@ -1,0 +1,32 @@
+"""The short form of the campaign; the long one is a command, see docs/resume.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
+    tests = Path(__file__).parents[1]
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "faults.campaign", "--kills", "24", "--out", str(result)],
+        cwd=tests,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests)]),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(result.read_text())
+    assert found["equal"] == found["runs"] == 24
+    assert found["processes_ended_with"]["0"] == 24
+    assert found["processes_ended_with"]["-9"] >= 12

@@ -1,0 +1,162 @@
+"""NaN and infinite losses and gradients: named, left out, or gone back from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hotloop import KerasModel
+from hotloop.errors import NonFiniteError, SettingsError
+from hotloop.fitting.non_finite import FiniteWatch, first_bad_gradient, scale_learning_rates
+
+
+class BadGradient(torch.autograd.Function):
+    """Passes values on, and spoils the gradient."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+class Net(nn.Module):
+    """A net that spoils loss or gradient at some training steps."""
+
+    def __init__(self, spoil: dict[int, str]) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.spoil, self.step = spoil, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        how = None
+        if self.training:
+            self.step += 1
+            how = self.spoil.get(self.step)
+        if how == "loss":
+            inputs = inputs * float("nan")
+        outputs = self.layer(self.norm(inputs))
+        return BadGradient.apply(outputs) if how == "gradient" else outputs
+
+
+def fit(small, spoil, epochs=2, schedule=False, **options):
+    torch.manual_seed(0)
+    net = Net(spoil)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 4) if schedule else None
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, scheduler)
+    loader = DataLoader(TensorDataset(*small), batch_size=20)
+    return model, loader, lambda: model.fit(loader, loader, epochs=epochs, plot=False, **options)
+
+
+def test_the_default_stops_with_the_best_weights(small):
+    model, loader, run = fit(small, {15: "loss"})
+    with pytest.raises(NonFiniteError, match="step 5 of epoch 2") as raised:
+        run()
+    assert raised.value.indices == list(range(80, 100))
+    assert "its samples are 80, 81, 82, 83, 84, 85, 86, 87 and 12 more" in str(raised.value)
+    assert model.evaluate(loader, quiet=True)["val_loss"] == pytest.approx(
+        min(model.history["val_loss"]), abs=1e-6
+    )
+
+
+def test_a_bad_gradient_is_found_by_the_next_loss_and_its_parameter_named(small):
+    model, _, run = fit(small, {15: "gradient"})
+    with pytest.raises(NonFiniteError, match=r"step 6 of epoch 2, and the parameter 'norm.weight'"):
+        run()
+    assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_skip_leaves_the_step_out(small, capsys, how):
+    model, _, run = fit(small, {3: how, 15: how}, on_non_finite="skip")
+    history = run()
+    assert [(epoch, step) for epoch, step, _ in model.skipped_steps] == [(1, 3), (2, 5)]
+    expected = "the loss is nan" if how == "loss" else "the gradient of 'norm.weight'"
+    assert expected in model.skipped_steps[0][2]
+    assert "step 3 of epoch 1 was left out, since the" in capsys.readouterr().out
+    assert history.notna().all(axis=None)
+    assert all(bool(torch.isfinite(t).all()) for t in model.net.state_dict().values())
+    assert model.optimizer.state[model.net.layer.weight]["step"] == 18
+
+
+def test_looking_changes_no_number(small):
+    expected = fit(small, {})[2]()
+    assert fit(small, {}, on_non_finite="skip", ckpt_path="other")[2]().equals(expected)
+
+
+def test_rewind_goes_back_with_a_lower_rate(small, capsys):
+    _, _, run = fit(small, {15: "loss"}, on_non_finite="rewind", resume=True)
+    history = run()
+    assert list(history["epoch"]) == [1, 2]
+    assert history["lr"].tolist() == [0.01, 0.005]
+    assert "back to the run in 'checkpoint.run' at epoch 2, step 10, with 0.5 of the learning rate"\
+        in capsys.readouterr().out  # fmt: skip
+    assert history.notna().all(axis=None)
+
+
+def test_rewind_gives_up_after_three(small):
+    spoil = dict.fromkeys(range(15, 100), "loss")
+    _, _, run = fit(small, spoil, on_non_finite="rewind", resume=True)
+    with pytest.raises(NonFiniteError):
+        run()
+
+
+def test_schedulers_follow_the_lower_rate(small):
+    _, _, run = fit(small, {15: "loss"}, schedule=True, on_non_finite="rewind", resume=True)
+    history = run()
+    # four steps a tenth each: 10 steps make two of them, 20 make five
+    assert history["lr"].tolist() == pytest.approx([0.01 * 0.1**2, 0.005 * 0.1**5])
+
+
+def test_own_step_runners_and_graphs(small, capsys):
+    model, loader, _ = fit(small, {})
+
+    class Own(KerasModel.StepRunner):
+        def __call__(self, batch):
+            return super().__call__(batch)
+
+    model.StepRunner = Own
+    with pytest.raises(SettingsError, match="on_non_finite='skip' has no effect"):
+        model.fit(loader, quiet=True, on_non_finite="skip")
+    _, _, run = fit(small, {}, on_non_finite="skip", compile=True)
+    run()
+    assert "since on_non_finite looks at gradients" in capsys.readouterr().out
+
+
+def test_first_bad_gradient_names_the_first():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert first_bad_gradient(layers.named_parameters()) is None
+    for parameter in layers.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert first_bad_gradient(layers.named_parameters()) is None
+    layers[1].weight.grad[0, 1] = math.inf
+    assert first_bad_gradient(layers.named_parameters()) == "1.weight"
+
+
+def test_the_watch_of_a_device_looks_now_and_then():
+    now = [0.0]
+    watch = FiniteWatch(lambda: now[0])
+    losses = torch.tensor([1.0, float("nan")])
+    assert not watch.saw_bad(losses)  # not yet due
+    now[0] = 1.0
+    assert not watch.saw_bad(losses)  # the copy has been started
+    assert watch.saw_bad(losses)
+    assert not watch.saw_bad(None)
+
+
+def test_every_rate_is_scaled():
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=10)
+    before = {name: optimizer.param_groups[0][name] for name in ("lr", "max_lr", "min_lr")}
+    scale_learning_rates(optimizer, scheduler, 0.5)
+    assert {name: optimizer.param_groups[0][name] for name in before} == {
+        name: value / 2 for name, value in before.items()
+    }

@@ -63,6 +63,18 @@ class CheckpointError(HotloopError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the net."""
 
 
+class DeviceError(HotloopError, RuntimeError):
+    """Tensors of one computation lie on different devices; the message names which is where."""
+
+
+class TransferError(HotloopError, TypeError):
+    """An object cannot be copied to the processes that ``fit(devices=...)`` starts."""
+
+
+class ProcessError(HotloopError, RuntimeError):
+    """A process of several that train together ended before its work was done."""
+
+
 class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 

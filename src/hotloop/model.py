@@ -14,16 +14,20 @@ from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
 from hotloop.data.prediction import concatenate, prediction_batches
 from hotloop.data.unpack import Unpacker, predictions_of
+from hotloop.distributed.devices import DevicePlan, plan_devices
+from hotloop.distributed.processes import is_main_process
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
+from hotloop.fitting.parallel import Parallel, refuse_unsupported
 from hotloop.fitting.precision import to_full_precision
 from hotloop.fitting.run import FitRun, call_hooks, place
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
-from hotloop.hardware import choose_device
+from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
 
 if TYPE_CHECKING:
@@ -84,6 +88,8 @@ class KerasModel(nn.Module):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.kwargs = kwargs
         self.history: dict[str, list[Any]] = {}
+        self.best_score: float | None = None  # of the last fit
+        self.best_epoch = 0
         self.accelerator: Accelerator | None = None
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
 
@@ -132,6 +138,7 @@ class KerasModel(nn.Module):
         batch_transform: Callable[..., Any] | None = None,
         compile: bool | Literal["auto"] = False,
         tf32: bool | None = None,
+        devices: Literal["all"] | int | Sequence[int] | None = None,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -176,6 +183,10 @@ class KerasModel(nn.Module):
             tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
                 False computes products and convolutions in full float32; None leaves torch's
                 settings. They are put back after the fit.
+            devices: train on several accelerators of this machine: "all", a number, or a list of
+                their numbers; with ``cpu=True`` that many CPU processes. One process for each
+                is started; a step takes the batch size times their number. Under torchrun the
+                processes that it started are joined. See docs/several_devices.md.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -184,6 +195,7 @@ class KerasModel(nn.Module):
         Raises:
             HotloopError: bad input, before training where that can be seen; see docs/errors.md.
         """
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
         settings = FitSettings(
             epochs=epochs,
             ckpt_path=ckpt_path,
@@ -202,17 +214,24 @@ class KerasModel(nn.Module):
             compile=compile,
             tf32=tf32,
         )
-        choice = choose_device(cpu)
+        plan = self._plan_devices(devices, cpu, arguments)
+        if plan is not None and plan.starts_processes:
+            fit_in_processes(self, plan, arguments)
+            return history_frame(self.history)
+        parallel = Parallel(plan) if plan is not None and plan.joins else None
+        choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
-        run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
+        run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
         self.accelerator = run.accelerator
         self.history = {}
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
         self.ckpt_path, self.patience = ckpt_path, patience
         hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
+        if not is_main_process():
+            hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
         progress.start_fit(epochs=epochs, monitor=run.monitor, mode=mode)
         progress.message(f"training on {choice}")
         try:
@@ -221,6 +240,7 @@ class KerasModel(nn.Module):
             call_hooks(hooks, "on_fit_end", self)
         finally:
             progress.end_fit(self.history)
+        self.best_score, self.best_epoch = run.stopping.best, run.stopping.best_epoch
         return self._history_frame(run)
 
     def evaluate(
@@ -297,6 +317,12 @@ class KerasModel(nn.Module):
         load_weights(self.net, self._path_or_last(ckpt_path))
         self.from_scratch = False
 
+    def _plan_devices(self, devices: Any, cpu: bool, arguments: Any) -> DevicePlan | None:
+        if devices is None or isinstance(devices, DevicePlan):
+            return devices
+        refuse_unsupported(arguments, self.EpochRunner.__call__ is EpochRunner.__call__)
+        return plan_devices(devices, cpu)
+
     def _path_or_last(self, ckpt_path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
         if ckpt_path is not None:
             return ckpt_path
@@ -327,13 +353,18 @@ class KerasModel(nn.Module):
         return values
 
     def _history_frame(self, run: FitRun) -> pd.DataFrame:
-        import pandas as pd
-
         # the unfinished epoch of a Ctrl-C has a train row and no score: it is no row of history
         num_rows = run.stopping.epoch
         columns = {name: column[:num_rows] for name, column in self.history.items()}
         self.history = columns
-        return pd.DataFrame(columns)
+        return history_frame(columns)
+
+
+def history_frame(history: dict[str, list[Any]]) -> pd.DataFrame:
+    """Return a history as a data frame, one row an epoch."""
+    import pandas as pd
+
+    return pd.DataFrame(history)
 
 
 def _make_sources(

@@ -92,12 +92,17 @@ class EpochRunner:
                 threads.tick()
             self.options.interrupt.check()
         self._finish_open_group()
-        values = {name: log.mean() for name, log in self._logs.items()}
+        parallel = getattr(self.accelerator, "parallel", None)
+        if parallel is None:
+            values = {name: log.mean() for name, log in self._logs.items()}
+        else:
+            values = parallel.means(self._logs)
         self._check_finite()
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
         self._flush()
-        values.update(compute_metrics(metrics, self.stage))
+        compute = compute_metrics if parallel is None else parallel.compute_metrics
+        values.update(compute(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
             values["lr"] = to_host(step_values["lr"])

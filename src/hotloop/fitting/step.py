@@ -19,7 +19,6 @@ from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
-from hotloop.nested import count_samples
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,10 @@ class StepRunner:
 
     def _train_eagerly(self, batch: Any) -> StepOutput:
         """Run forward, backward and the optimizer; the loss is a number where reading is free."""
-        output = self.forward(batch)
-        loss = self._read_on_host(output.loss, batch)
-        self.optimize(output.loss, count_samples(batch))
+        with self.accelerator.averaging():
+            output = self.forward(batch)
+            loss = self._read_on_host(output.loss, batch)
+            self.optimize(output.loss, self.accelerator.batch_size(batch))
         return replace(output, loss=loss)
 
     def forward(self, batch: Any) -> StepOutput:

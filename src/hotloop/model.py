@@ -29,6 +29,7 @@ from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
+from hotloop.placement import explain_devices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,7 +288,8 @@ class KerasModel(nn.Module):
         with torch.inference_mode(), accelerator.autocast():
             for batch in source:
                 args, kwargs = unpacker.inputs_only(batch)
-                outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
+                with explain_devices(net=self.net, inputs=args or kwargs):
+                    outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
         return concatenate(outputs)
 
     def save_ckpt(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hotloop.errors import TransferError, require_extra
+from hotloop.errors import TransferError
 
 _DEEPEST = 6
 
@@ -23,7 +23,8 @@ def write_objects(objects: Mapping[str, Any], path: Path) -> None:
     Raises:
         TransferError: names the part that cannot be copied.
     """
-    cloudpickle = require_extra("cloudpickle", "several", "fit(devices=...)")
+    import cloudpickle
+
     try:
         torch.save(dict(objects), path, pickle_module=cloudpickle, pickle_protocol=5)
     except Exception as error:

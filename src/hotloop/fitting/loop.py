@@ -27,6 +27,7 @@ from hotloop.metrics.accumulate import (
     weighted_mean,
 )
 from hotloop.nested import count_samples
+from hotloop.placement import explain_device_error
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ class EpochRunner:
         for step, batch in enumerate(self._batches(dataloader), start=1):
             if self.stage == "train":
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
-            losses, step_values = step_runner(batch)
+            try:
+                losses, step_values = step_runner(batch)
+            except RuntimeError as error:
+                self._explain_devices(error, batch)
+                raise
             num_samples = count_samples(batch)
             for name, value in losses.items():
                 self._log(name).append(value, num_samples)
@@ -108,6 +113,14 @@ class EpochRunner:
             values["lr"] = to_host(step_values["lr"])
         progress.end_stage(values)
         return values
+
+    def _explain_devices(self, error: RuntimeError, batch: Any) -> None:
+        """Raise an error in its place that says what is where, if devices are the matter."""
+        runner = self.step_runner
+        things = {name: getattr(runner, name, None) for name in ("net", "loss_fn", "optimizer")}
+        explained = explain_device_error(error, **things, batch=batch)
+        if explained is not None:
+            raise explained from error
 
     def _batches(self, dataloader: BatchSource) -> Iterator[Any]:
         """Yield batches; Ctrl-C while one is being read ends the epoch at once."""

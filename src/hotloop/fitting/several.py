@@ -64,7 +64,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
                     "work": _fit_here,
                     "model": model,
                     "rng_state": state,
-                    **{f"fit_{name}": value for name, value in arguments.items()},
+                    **arguments,
                 }
             )
     finally:
@@ -81,13 +81,12 @@ def _fit_here(
     device: torch.device,
     model: Any,
     rng_state: torch.Tensor,
-    **arguments: Any,
+    **arguments: Any,  # of fit
 ) -> dict[str, Any]:
     """Run in each process: fit the copy of the model, and return what changed."""
     forward_progress(send)
     torch.set_rng_state(rng_state.clone())
-    options = {name.removeprefix("fit_"): value for name, value in arguments.items()}
-    model.fit(**options, devices=_Joined(device))
+    model.fit(**arguments, devices=_Joined(device))
     return {
         "net": bare_state_dict(model.net),
         "parts": {name: part.state_dict() for name, part in _stateful(model)},

@@ -9,7 +9,6 @@ import time
 
 import torch
 from torch import nn
-from torchmetrics import Accuracy
 
 from hotloop import KerasModel
 
@@ -45,7 +44,7 @@ torch.manual_seed(0)
 inputs = torch.randn(90, 4)
 labels = (inputs[:, 0] > 0).long()
 net = Net()
-model = KerasModel(net, Loss(), {"acc": Accuracy(task="multiclass", num_classes=2)})
+model = KerasModel(net, Loss())
 try:
     history = model.fit(
         (inputs, labels),
@@ -59,7 +58,7 @@ try:
     )
     print("rows", len(history), "best epoch", model.best_epoch, flush=True)
     print("finite", all(bool(p.isfinite().all()) for p in net.parameters()), flush=True)
-except Exception as error:
+except Exception as error:  # noqa: BLE001 - shown, whatever it is
     print(type(error).__name__, str(error).replace("\n", " "), flush=True)
     for note in getattr(error, "__notes__", []):
         print(note, flush=True)

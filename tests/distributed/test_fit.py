@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, load_weights
-from hotloop.errors import MonitorError
-from hotloop.metrics import AUC
 
 
 def train(small, batch_size, **options):
@@ -59,10 +57,3 @@ def test_the_numbers_of_one_process(small, capfd):
     assert out.count("epoch 3/3") == 1
     assert out.count("several processes train together") == 1  # why compile= fell back
     assert several.evaluate(small, quiet=True)["val_acc"] > 0.5
-
-
-def test_errors_before_training_keep_their_type(small):
-    model = KerasModel(make_mlp(), nn.CrossEntropyLoss(), {"auc": AUC()})
-    with pytest.raises(MonitorError, match="train_auc") as caught:
-        model.fit(small, small, cpu=True, devices=2, plot=False, quiet=True, monitor="val_acc")
-    assert "raised in process" in caught.value.__notes__[0]

@@ -25,7 +25,9 @@ from hotloop.errors import DataError
     num_processes=st.integers(2, 5),
     drop_last=st.booleans(),
 )
-def test_every_sample_once_and_no_process_without(num_samples, batch_size, num_processes, drop_last):
+def test_every_sample_once_and_no_process_without(
+    num_samples, batch_size, num_processes, drop_last
+):
     if num_samples < num_processes:
         return
     plan = ShardPlan(num_samples, batch_size, num_processes, drop_last)
@@ -37,7 +39,9 @@ def test_every_sample_once_and_no_process_without(num_samples, batch_size, num_p
             first, last = plan.bounds(step, process)
             assert last > first
             seen += range(start + first, start + last)
-        sizes = {last - first for first, last in (plan.bounds(step, p) for p in range(num_processes))}
+        sizes = {
+            last - first for first, last in (plan.bounds(step, p) for p in range(num_processes))
+        }
         assert max(sizes) - min(sizes) <= 1
         start += size
     kept = num_samples // full * full if drop_last else num_samples

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hotloop.distributed.processes import is_initialized, rank, world_size
+from hotloop.distributed.processes import is_initialized, rank
 
 
 def join_group(device: torch.device, init_method: str = "env://") -> None:
@@ -71,25 +71,23 @@ def broadcast_buffers(net: torch.nn.Module) -> None:
         dist.broadcast(buffer, src=0)
 
 
-def seed_by_rank() -> None:
+def seed_by_rank(device: torch.device) -> None:
     """Give each process random numbers of its own, the same again in a run with the same seed.
 
-    The seeds are drawn from the main process' generator of torch, which is left as it was.
+    The seeds are drawn from the main process' generator of torch.
+
+    Args:
+        device: of this process.
     """
     state = torch.get_rng_state()
     seed = int(torch.empty((), dtype=torch.int64).random_().item())
     torch.set_rng_state(state)
-    own = (from_main_process(seed, _any_device()) + rank()) % 2**63
+    own = (from_main_process(seed, device) + rank()) % 2**63
     torch.manual_seed(own)
     random.seed(own)
     import numpy as np
 
     np.random.seed(own % 2**32)
-
-
-def _any_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def _set_current(device: torch.device) -> None:
@@ -98,9 +96,3 @@ def _set_current(device: torch.device) -> None:
         accelerator.set_device_index(device.index or 0)
     else:
         accelerator.set_device_idx(device.index or 0)  # its name in torch 2.6
-
-
-def describe_processes(device: torch.device) -> str:
-    """Say how many processes train, and where the main one is."""
-    where = "the CPU" if device.type == "cpu" else f"{device} and others"
-    return f"{world_size()} processes on {where}"

@@ -57,7 +57,7 @@ class Parallel:
         self.device = plan.own_device
         join_group(self.device)
         self.order = OrderGenerator(from_main_process(torch.get_rng_state(), self.device))
-        seed_by_rank()
+        seed_by_rank(self.device)
         self.interrupt = SharedInterrupt(self.device)
         self._shard_plan: ShardPlan | None = None
         self._samplers: list[Any] = []

@@ -82,7 +82,7 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
         if isinstance(leaf, torch.Tensor):
             return leaf.to(device, non_blocking=non_blocking)
         if isinstance(leaf, (torch.nn.Module, torch.nn.utils.rnn.PackedSequence)):
-            return leaf.to(device, non_blocking=non_blocking)
+            return leaf.to(torch.device(device), non_blocking=non_blocking)  # type: ignore[arg-type]
         if _is_movable(leaf):
             return leaf.to(device)
         if _is_numeric_array(leaf):

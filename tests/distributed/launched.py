@@ -31,9 +31,9 @@ class Loss(nn.Module):
 
     def forward(self, preds, labels):
         self.calls += 1
-        if CASE == "raise" and os.environ["RANK"] == "1" and self.calls == 4:
+        if CASE == "raise" and os.environ["RANK"] == "1" and self.calls == 8:
             raise LookupError("no such row")
-        if CASE == "kill" and os.environ["RANK"] == "1" and self.calls == 4:
+        if CASE == "kill" and os.environ["RANK"] == "1" and self.calls == 8:
             os.kill(os.getpid(), signal.SIGKILL)
         if CASE in ("interrupt", "orphan"):
             time.sleep(0.01)
@@ -60,5 +60,6 @@ try:
     print("finite", all(bool(p.isfinite().all()) for p in net.parameters()), flush=True)
 except Exception as error:  # noqa: BLE001 - shown, whatever it is
     print(type(error).__name__, str(error).replace("\n", " "), flush=True)
+    print("epochs kept", len(model.history["epoch"]), "file", os.path.exists("checkpoint"))
     for note in getattr(error, "__notes__", []):
         print(note, flush=True)

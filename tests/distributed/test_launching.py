@@ -58,6 +58,7 @@ def test_an_error_of_one_process_is_the_callers_own():
     out = finish(start("raise"))
     assert "LookupError no such row" in out
     assert "raised in process 1 of 2 (cpu):" in out
+    assert "epochs kept 1 file True" in out  # 3 training and 3 validation steps an epoch
     assert "launched.py" in out  # the traceback leads to the user's line
 
 

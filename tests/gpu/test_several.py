@@ -45,9 +45,9 @@ def test_peak_and_freed_memory():
 def test_the_error_names_what_is_where():
     device = choose_device().device
     net = nn.Linear(4, 2).to(device)
-    with pytest.raises(DeviceError, match=rf"weight, bias on {device}.*input on cpu"):
-        with explain_devices(net=net):
-            net(torch.ones(3, 4))
+    message = rf"weight, bias on {device}.*input on cpu"
+    with pytest.raises(DeviceError, match=message), explain_devices(net=net):
+        net(torch.ones(3, 4))
 
 
 def test_a_data_set_on_the_device(small):

@@ -59,10 +59,14 @@ class Replay:
 
     Args:
         progress: the display.
+
+    Attributes:
+        history: columns of the finished epochs.
     """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
+        self.history: dict[str, list[Any]] = {}
 
     def __call__(self, event: str, values: tuple[Any, ...]) -> None:
         """Show one event."""
@@ -72,6 +76,9 @@ class Replay:
         elif event == "show":
             self._show(*values)
         else:
+            if event == "end_epoch":
+                for name, value in values[0].items():
+                    self.history.setdefault(name, []).append(value)
             getattr(self.progress, event)(*values)
 
     def _show(self, step: int, num_samples: int, values: dict[str, float]) -> None:

@@ -44,6 +44,8 @@ def _work(order: dict[str, Any], connection: Connection) -> None:
     torch.set_default_dtype(getattr(torch, order["default_dtype"]))
     torch.set_float32_matmul_precision(order["matmul_precision"])
     torch.use_deterministic_algorithms(order["deterministic"])
+    torch.backends.cudnn.benchmark = order["cudnn_benchmark"]
+    torch.backends.cudnn.deterministic = order["cudnn_deterministic"]
     # a scheduler marks its optimizer's step, and pickling loses the mark
     warnings.filterwarnings("ignore", message="Seems like `optimizer.step")
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")

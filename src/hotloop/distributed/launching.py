@@ -122,6 +122,8 @@ class Processes:
             "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "parent": os.getpid(),
             "sys_path": sys.path,
         }
@@ -206,6 +208,8 @@ class Processes:
         if first.error is not None:
             first.error.add_note(note)
             return first.error
+        if not first.traceback and self._told_to_stop:
+            return KeyboardInterrupt()  # while a process was still starting
         if not first.traceback:
             return ProcessError(
                 f"{who} {first.reason} before training was done; all others were ended: see the "

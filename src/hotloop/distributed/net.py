@@ -96,4 +96,5 @@ class NetInParallel(nn.Module):
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """Yield the bare net's modules under its own names."""
-        return self.module.named_modules(*args, **kwargs)
+        modules: Iterator[tuple[str, nn.Module]] = self.module.named_modules(*args, **kwargs)
+        return modules

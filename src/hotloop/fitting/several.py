@@ -31,7 +31,8 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     """Fit the model in one new process for each device.
 
     Net, loss, optimizer, scheduler and history of ``model`` are afterwards as after a fit in this
-    process; so are torch's random numbers, but for what the net drew.
+    process; so are torch's random numbers, but for what the net drew. After an error the net is as
+    it was, and the history holds the finished epochs.
 
     Args:
         model: a ``KerasModel``.
@@ -53,27 +54,24 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     arguments = dict(arguments)
     if in_notebook():
         arguments["plot"] = False  # the display here draws it
-    interrupt = Interrupt()
-    processes = Processes(plan.devices, Replay(progress), lambda: interrupt.requested)
-    state = torch.get_rng_state()
-    before, model.accelerator = model.accelerator, None
+    interrupt, replay = Interrupt(), Replay(progress)
+    processes = Processes(plan.devices, replay, lambda: interrupt.requested)
+    before, model.accelerator, model.history = model.accelerator, None, {}
+    rng_state = torch.get_rng_state()
+    objects = {"work": _fit_here, "model": model, "rng_state": rng_state, **arguments}
     try:
         with interrupt.listen():
-            result = processes.run(
-                {
-                    "work": _fit_here,
-                    "model": model,
-                    "rng_state": state,
-                    **arguments,
-                }
-            )
+            result = processes.run(objects)
+        _take_over(model, result)
+        model.accelerator = Accelerator(plan.devices[0], arguments["mixed_precision"])
+        place(model, plan.devices[0])
+        model.net.eval()
+    except BaseException:
+        # the weights stayed in the processes, but for the best ones in ckpt_path
+        model.accelerator, model.history = before, replay.history
+        raise
     finally:
-        model.accelerator = before
         progress.end_fit(model.history)
-    _take_over(model, result)
-    model.accelerator = Accelerator(plan.devices[0], arguments["mixed_precision"])
-    place(model, plan.devices[0])
-    model.net.eval()
 
 
 def _fit_here(

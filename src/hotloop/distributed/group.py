@@ -29,7 +29,9 @@ def join_group(device: torch.device, init_method: str = "env://") -> None:
     if device.type == "cpu":
         backend = "gloo"
     else:
-        backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+        # torch 2.6 may lack the function; what it would say for CUDA and ROCm is nccl
+        default_backend = getattr(dist, "get_default_backend_for_device", lambda _: "nccl")
+        backend = f"cpu:gloo,{device.type}:{default_backend(device)}"
     dist.init_process_group(
         backend,
         init_method=init_method,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -70,6 +71,31 @@ def test_moving():
     tensor = torch.ones(2)
     assert to_device((tensor,), "cpu")[0] is tensor
     assert to_device(np.array(["text"]), "cpu")[0] == "text"
+
+
+def test_everything_moves():
+    @dataclasses.dataclass(slots=True)
+    class Slotted:
+        x: torch.Tensor
+
+    tree = {
+        "proxy": types.MappingProxyType({"a": torch.ones(1)}),
+        "deque": collections.deque([torch.ones(1)], maxlen=3),
+        "frozen": Frozen(torch.ones(2)),
+        "slotted": Slotted(torch.ones(2)),
+        "pair": Pair(torch.ones(1), [torch.ones(1)]),
+        "user": collections.UserDict(c=torch.ones(1)),
+        "packed": torch.nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)]),
+        "net": torch.nn.Linear(2, 2),
+        "array": np.ones(2),
+    }
+    moved = to_device(tree, "meta", non_blocking=True)
+    assert type(moved["proxy"]) is types.MappingProxyType
+    assert moved["deque"].maxlen == 3
+    assert moved["net"].weight.device.type == "meta"
+    assert moved["packed"].data.device.type == "meta"
+    assert {tensor.device.type for _, tensor in iterate_tensors(moved)} == {"meta"}
+    assert len(list(iterate_tensors(moved))) == 8
 
 
 @pytest.mark.parametrize(

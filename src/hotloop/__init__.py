@@ -26,15 +26,19 @@ _HOMES = {
     "VLog": "hotloop.vlog",
     "choose_device": "hotloop.hardware",
     "colorful": "hotloop.utils",
-    "devices": "hotloop.hardware",
     "delete_object": "hotloop.utils",
+    "devices": "hotloop.hardware",
+    "explain_devices": "hotloop.placement",
     "flop_summary": "hotloop.inspection.summary",
+    "free_memory": "hotloop.memory",
     "load_weights": "hotloop.checkpoint.weights",
+    "peak_memory": "hotloop.memory",
+    "placements": "hotloop.placement",
     "printlog": "hotloop.utils",
     "save_weights": "hotloop.checkpoint.weights",
     "seed_everything": "hotloop.reproducibility",
     "summary": "hotloop.inspection.summary",
-    "to_device": "hotloop.nested",
+    "to_device": "hotloop.data.on_device",
 }
 _MODULES = ("augment", "datasets", "errors", "kerascallbacks", "metrics", "utils")
 
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from hotloop.callbacks.base import Callback as Callback
     from hotloop.checkpoint.weights import load_weights as load_weights
     from hotloop.checkpoint.weights import save_weights as save_weights
+    from hotloop.data.on_device import to_device as to_device
     from hotloop.errors import HotloopError as HotloopError
     from hotloop.fitting.accelerator import Accelerator as Accelerator
     from hotloop.fitting.early_stopping import EarlyStopping as EarlyStopping
@@ -54,9 +59,12 @@ if TYPE_CHECKING:
     from hotloop.hardware import devices as devices
     from hotloop.inspection.summary import flop_summary as flop_summary
     from hotloop.inspection.summary import summary as summary
+    from hotloop.memory import free_memory as free_memory
+    from hotloop.memory import peak_memory as peak_memory
     from hotloop.metrics.accumulate import LossLog as LossLog
     from hotloop.model import KerasModel as KerasModel
-    from hotloop.nested import to_device as to_device
+    from hotloop.placement import explain_devices as explain_devices
+    from hotloop.placement import placements as placements
     from hotloop.reproducibility import seed_everything as seed_everything
     from hotloop.utils import colorful as colorful
     from hotloop.utils import delete_object as delete_object

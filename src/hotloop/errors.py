@@ -110,6 +110,18 @@ class OutOfMemoryError(HotloopError, MemoryError):
     """A batch does not fit the memory, and splitting it would change the result."""
 
 
+class DeviceError(HotloopError, RuntimeError):
+    """Tensors of one computation lie on different devices; the message names which is where."""
+
+
+class TransferError(HotloopError, TypeError):
+    """An object cannot be copied to the processes that ``fit(devices=...)`` starts."""
+
+
+class ProcessError(HotloopError, RuntimeError):
+    """A process of several that train together ended before its work was done."""
+
+
 class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 

@@ -75,6 +75,12 @@ def choose_device(cpu: bool = False) -> DeviceChoice:
     return DeviceChoice(device, accelerator_name(device), reason)
 
 
+def describe_choice(device: torch.device) -> DeviceChoice:
+    """Return a choice that the caller made, for instance with ``devices=``."""
+    name = cpu_name() if device.type == "cpu" else accelerator_name(device)
+    return DeviceChoice(device, name, "asked for with devices=")
+
+
 def accelerator_available() -> bool:
     """Tell whether torch sees an accelerator that works (CUDA, ROCm, MPS, XPU, NPU, ...)."""
     return torch.accelerator.is_available()

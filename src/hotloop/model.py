@@ -14,18 +14,23 @@ from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
 from hotloop.data.prediction import concatenate, prediction_batches
 from hotloop.data.unpack import Unpacker, predictions_of
+from hotloop.distributed.devices import DevicePlan, plan_devices
+from hotloop.distributed.processes import is_main_process
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
+from hotloop.fitting.parallel import Parallel, refuse_unsupported
 from hotloop.fitting.precision import to_full_precision
 from hotloop.fitting.resume.settings import ResumeSettings
 from hotloop.fitting.run import FitRun, call_hooks, place
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
-from hotloop.hardware import choose_device
+from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
+from hotloop.placement import explain_devices
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +90,8 @@ class KerasModel(nn.Module):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.kwargs = kwargs
         self.history: dict[str, list[Any]] = {}
+        self.best_score: float | None = None  # of the last fit
+        self.best_epoch = 0
         self.accelerator: Accelerator | None = None
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
@@ -141,6 +148,7 @@ class KerasModel(nn.Module):
         keep_checkpoints: int = 2,
         on_non_finite: Literal["stop", "skip", "rewind"] = "stop",
         on_bad_sample: Literal["raise", "skip"] = "raise",
+        devices: Literal["all"] | int | Sequence[int] | None = None,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -199,6 +207,10 @@ class KerasModel(nn.Module):
                 the gradients too, before each update.
             on_bad_sample: "skip" leaves out samples that raise when they are read;
                 ``skipped_samples`` lists them.
+            devices: train on several accelerators of this machine: "all", a number, or a list of
+                their numbers; with ``cpu=True`` that many CPU processes. One process for each
+                is started; a step takes the batch size times their number. Under torchrun the
+                processes that it started are joined. See docs/several_devices.md.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -208,6 +220,7 @@ class KerasModel(nn.Module):
             HotloopError: bad input, before training where that can be seen; see docs/errors.md.
             RunInterrupted: a signal ended a run that is saved.
         """
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
         settings = FitSettings(
             epochs=epochs,
             ckpt_path=ckpt_path,
@@ -234,17 +247,24 @@ class KerasModel(nn.Module):
                 on_bad_sample=on_bad_sample,
             ),
         )
-        choice = choose_device(cpu)
+        plan = self._plan_devices(devices, cpu, arguments)
+        if plan is not None and plan.starts_processes:
+            fit_in_processes(self, plan, arguments)
+            return history_frame(self.history)
+        parallel = Parallel(plan) if plan is not None and plan.joins else None
+        choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
-        run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
+        run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
         self.accelerator = run.accelerator
         self.history, self.skipped_steps, self.skipped_samples = {}, [], []
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
         self.ckpt_path, self.patience = ckpt_path, patience
         hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
+        if not is_main_process():
+            hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
         progress.start_fit(epochs=epochs, monitor=run.monitor, mode=mode)
         progress.message(f"training on {choice}")
         try:
@@ -253,6 +273,7 @@ class KerasModel(nn.Module):
             call_hooks(hooks, "on_fit_end", self)
         finally:
             progress.end_fit(self.history)
+        self.best_score, self.best_epoch = run.stopping.best, run.stopping.best_epoch
         return self._history_frame(run)
 
     def evaluate(
@@ -299,7 +320,8 @@ class KerasModel(nn.Module):
         with torch.inference_mode(), accelerator.autocast():
             for batch in source:
                 args, kwargs = unpacker.inputs_only(batch)
-                outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
+                with explain_devices(net=self.net, inputs=args or kwargs):
+                    outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
         return concatenate(outputs)
 
     def save_ckpt(
@@ -328,6 +350,12 @@ class KerasModel(nn.Module):
         """
         load_weights(self.net, self._path_or_last(ckpt_path))
         self.from_scratch = False
+
+    def _plan_devices(self, devices: Any, cpu: bool, arguments: Any) -> DevicePlan | None:
+        if devices is None or isinstance(devices, DevicePlan):
+            return devices
+        refuse_unsupported(arguments, self.EpochRunner.__call__ is EpochRunner.__call__)
+        return plan_devices(devices, cpu)
 
     def _path_or_last(self, ckpt_path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
         if ckpt_path is not None:
@@ -359,13 +387,18 @@ class KerasModel(nn.Module):
         return values
 
     def _history_frame(self, run: FitRun) -> pd.DataFrame:
-        import pandas as pd
-
         # the unfinished epoch of a Ctrl-C has a train row and no score: it is no row of history
         num_rows = run.stopping.epoch
         columns = {name: column[:num_rows] for name, column in self.history.items()}
         self.history = columns
-        return pd.DataFrame(columns)
+        return history_frame(columns)
+
+
+def history_frame(history: dict[str, list[Any]]) -> pd.DataFrame:
+    """Return a history as a data frame, one row an epoch."""
+    import pandas as pd
+
+    return pd.DataFrame(history)
 
 
 def _make_sources(

@@ -5,6 +5,7 @@ A path names a leaf the way a user would write it: ``batch['image'][1]``.
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
         return type(tree)(*leaves) if hasattr(tree, "_fields") else type(tree)(leaves)
     if isinstance(tree, list):
         return [map_leaves(v, function) for v in tree]
+    if isinstance(tree, collections.deque):
+        return collections.deque((map_leaves(v, function) for v in tree), tree.maxlen)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         rebuilt = copy.copy(tree)
         for field in dataclasses.fields(tree):
@@ -43,7 +46,7 @@ def iterate_leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from iterate_leaves(value, f"{path}[{key!r}]")
-    elif isinstance(tree, (tuple, list)):
+    elif isinstance(tree, (tuple, list, collections.deque)):
         for index, value in enumerate(tree):
             yield from iterate_leaves(value, f"{path}[{index}]")
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -78,6 +81,8 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
     def move(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             return leaf.to(device, non_blocking=non_blocking)
+        if isinstance(leaf, (torch.nn.Module, torch.nn.utils.rnn.PackedSequence)):
+            return leaf.to(torch.device(device), non_blocking=non_blocking)  # type: ignore[arg-type]
         if _is_movable(leaf):
             return leaf.to(device)
         if _is_numeric_array(leaf):
@@ -132,10 +137,13 @@ def _is_numeric_array(value: Any) -> bool:
 def _rebuild_mapping(tree: Mapping[Any, Any], values: dict[Any, Any]) -> Any:
     if type(tree) is dict:
         return values
-    rebuilt = copy.copy(tree)  # keeps a defaultdict's factory, an OrderedDict's type
     try:
+        rebuilt = copy.copy(tree)  # keeps a defaultdict's factory, an OrderedDict's type
         for key, value in values.items():
             rebuilt[key] = value  # type: ignore[index]
-    except TypeError:  # an immutable mapping
-        return values
+    except TypeError:  # an immutable mapping: made anew, or a dict where it takes no mapping
+        try:
+            return type(tree)(values)  # type: ignore[call-arg]
+        except TypeError:
+            return values
     return rebuilt

@@ -88,3 +88,45 @@ def test_bad_files_are_refused_and_never_executed(name, kind):
         load_weights(net, name)
     assert not Path("executed").exists()
     assert torch.equal(before, net[0].weight)
+
+
+class Wrapping(nn.Module):
+    """Its own names hold what wrappers are called by."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, inputs):
+        return self.head(self.module(inputs))
+
+
+def compiled(net):
+    return torch.compile(net, backend="eager")
+
+
+def test_wrappers_leave_no_trace_and_own_names_stay():
+    net = Wrapping()
+    bare = {name: value.clone() for name, value in net.state_dict().items()}
+    for wrapped in (nn.DataParallel(net), compiled(net), compiled(nn.DataParallel(net))):
+        save_weights(wrapped, "bare.pt")
+        assert torch.load("bare.pt", weights_only=True).keys() == bare.keys()
+    prefixed = {f"module.{name}": value for name, value in bare.items()}
+    for target in (Wrapping(), nn.DataParallel(Wrapping()), compiled(Wrapping())):
+        for state in (bare, prefixed):
+            torch.save(state, "any.pt")
+            load_weights(target, "any.pt")
+            loaded = list(target.state_dict().values())
+            assert all(torch.equal(a, b) for a, b in zip(loaded, bare.values(), strict=True))
+
+
+def test_wrapped_parts():
+    net = nn.Sequential(nn.Linear(2, 2), nn.DataParallel(nn.Linear(2, 2)))
+    save_weights(net, "parts.pt")
+    names = list(torch.load("parts.pt", weights_only=True))
+    assert names == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    load_weights(plain, "parts.pt")
+    load_weights(net, "parts.pt")
+    assert torch.equal(plain[1].weight, net[1].module.weight)

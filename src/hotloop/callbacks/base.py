@@ -31,7 +31,13 @@ class TrainedModel(Protocol):
 
 
 class Callback:
-    """Hooks around a fit; override those you need. Any object with some of them will do."""
+    """Hooks around a fit; override those you need. Any object with some of them will do.
+
+    With several processes callbacks run in each of them, on copies, so that what they change of
+    the model stays alike everywhere; with ``only_main_process = True`` in the main one only.
+    """
+
+    only_main_process = False
 
     def on_fit_start(self, model: TrainedModel) -> None:
         """Run before the first epoch."""

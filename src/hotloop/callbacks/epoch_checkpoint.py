@@ -18,6 +18,8 @@ class EpochCheckpoint(Callback):
         max_ckpt: files to keep.
     """
 
+    only_main_process = True
+
     def __init__(
         self, ckpt_dir: str | os.PathLike[str] = "weights", save_freq: int = 1, max_ckpt: int = 10
     ) -> None:

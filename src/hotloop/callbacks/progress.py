@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hotloop.callbacks.environment import in_notebook, in_terminal
+from hotloop.distributed.processes import is_main_process
 
 
 class Progress:
@@ -91,6 +92,14 @@ class Progress:
         return self.elapsed_seconds / self.step * max(self.num_batches - self.step, 0)
 
 
+_forward_to: list[Any] = []
+
+
+def forward_progress(send: Any) -> None:
+    """Let the displays of this process call ``send(method, arguments)`` instead of showing."""
+    _forward_to.append(send)
+
+
 def make_progress(quiet: bool, plot: bool = False) -> Progress:
     """Return the display for where the output goes.
 
@@ -98,8 +107,12 @@ def make_progress(quiet: bool, plot: bool = False) -> Progress:
         quiet: show nothing.
         plot: draw the score's curve, where the display can (a notebook's).
     """
-    if quiet:
+    if quiet or not is_main_process():
         return Progress()
+    if _forward_to:
+        from hotloop.callbacks.relay import RelayProgress
+
+        return RelayProgress(_forward_to[-1])
     if in_notebook():
         from hotloop.callbacks.notebook import NotebookProgress
 

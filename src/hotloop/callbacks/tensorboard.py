@@ -23,6 +23,8 @@ class TensorBoardCallback(Callback):
         MissingExtraError: tensorboard is not installed.
     """
 
+    only_main_process = True
+
     def __init__(
         self,
         save_dir: str | os.PathLike[str] = "runs",

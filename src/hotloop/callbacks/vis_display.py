@@ -22,6 +22,8 @@ class VisDisplay(Callback):
         MissingExtraError: ipywidgets is not installed.
     """
 
+    only_main_process = True
+
     def __init__(
         self,
         display_fn: Callable[[Any], Any],

@@ -21,6 +21,8 @@ class VisMetric(Callback):
         save_path: the picture file.
     """
 
+    only_main_process = True
+
     def __init__(self, figsize: Any = None, save_path: str | os.PathLike[str] = "history.png"):
         self.figsize, self.save_path = figsize, save_path
         self._started = time.perf_counter()

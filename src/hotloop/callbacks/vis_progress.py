@@ -7,3 +7,5 @@ from hotloop.callbacks.base import Callback
 
 class VisProgress(Callback):
     """Accepted so that torchkeras' scripts run; the bar is part of ``fit`` already."""
+
+    only_main_process = True

@@ -26,6 +26,8 @@ class WandbCallback(Callback):
         MissingExtraError: wandb is not installed.
     """
 
+    only_main_process = True
+
     def __init__(
         self,
         project: str | None = None,

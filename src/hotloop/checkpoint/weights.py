@@ -13,13 +13,30 @@ from torch import nn
 from hotloop.checkpoint.files import write_atomically
 from hotloop.errors import CheckpointError
 
-# Wrappers (DataParallel, DistributedDataParallel, torch.compile) put these before every key.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+# What wrappers (DataParallel, DistributedDataParallel, torch.compile) put into the names.
+_WRAPPERS = ("module", "_orig_mod")
 
 
 def bare_state_dict(net: nn.Module) -> dict[str, Any]:
-    """Return the net's state dict with the names of the bare net, whatever wraps it."""
-    return {_bare_name(name): value for name, value in net.state_dict().items()}
+    """Return the net's state dict with the names of the bare net, whatever wraps it or a part.
+
+    What a net of the user's own calls ``module`` keeps that name.
+    """
+    wrappers = [
+        f"{name}.{inner}." if name else f"{inner}."
+        for name, part in net.named_modules()
+        if (inner := _inner_name(part)) is not None
+    ]
+    state = {}
+    for name, value in net.state_dict().items():
+        bare = name
+        for wrapper in sorted(wrappers, key=len, reverse=True):  # the innermost first
+            if bare.startswith(wrapper):
+                outside = wrapper.rstrip(".").rpartition(".")[0]
+                rest = bare.removeprefix(wrapper)
+                bare = f"{outside}.{rest}" if outside else rest
+        state[bare] = value
+    return state
 
 
 def save_weights(net_or_state: nn.Module | Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -43,7 +60,9 @@ def save_weights(net_or_state: nn.Module | Mapping[str, Any], path: str | os.Pat
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read weights to the CPU; nothing but tensors and plain values is ever unpickled.
+    """Read weights to the CPU, as they are named in the file.
+
+    Nothing but tensors and plain values is ever unpickled.
 
     Raises:
         CheckpointError: there is no such file, or it holds no weights.
@@ -71,19 +90,20 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint '{target}' holds a {type(state).__name__}, not a state dict: "
             f"save net.state_dict() or use save_ckpt."
         )
-    return {_bare_name(name): value for name, value in state.items()}
+    return dict(state)
 
 
 def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load weights into the net, where it is; the net is unchanged when they do not fit.
 
+    Names may carry the prefixes of wrappers (``module.``, ``_orig_mod.``) in the file or the net.
+
     Raises:
         CheckpointError: the file cannot be read, or its names or shapes are another net's; the
             message names the keys.
     """
-    state = read_weights(path)
     own = net.state_dict()
-    names = {_bare_name(name): name for name in own}
+    state, names = _match_names(read_weights(path), own)
     complaints = []
     missing = [name for name in names if name not in state]
     unexpected = [name for name in state if name not in names]
@@ -124,11 +144,29 @@ def _to_safetensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> b
     )
 
 
-def _bare_name(name: str) -> str:
-    # torch.compile and DDP nest their prefixes inside the name too ("net._orig_mod.weight")
-    for prefix in WRAPPER_PREFIXES:
-        name = name.removeprefix(prefix)
-    return name.replace("._orig_mod.", ".")
+def _match_names(
+    state: dict[str, Any], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the file's entries and the net's names, both by the same names.
+
+    As they are where they agree; else without what wrappers put in, where that is unambiguous.
+    """
+    names = {_without_wrappers(name): name for name in own}
+    bare = {_without_wrappers(name): value for name, value in state.items()}
+    if state.keys() == own.keys() or len(names) < len(own) or len(bare) < len(state):
+        return state, {name: name for name in own}
+    return bare, names
+
+
+def _inner_name(part: nn.Module) -> str | None:
+    """Return what a wrapper calls the module that it wraps; None where it is none."""
+    if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    return "_orig_mod" if "_orig_mod" in part._modules else None
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _shorten(names: list[str], limit: int = 4) -> str:

@@ -47,7 +47,7 @@ class Place:
         self._guard: GuardedLoader | None = None
         self._handed: collections.deque[Any] = collections.deque(maxlen=_MAX_HANDED)
         self._num_handed = 0
-        self._before_reading: Any = None
+        self._before_reading: tuple[int, Any] | None = None
         self._iterated = self._live_at_start = False
         self._last_batch: Any = None
         self._reads_again = False
@@ -122,11 +122,15 @@ class Place:
     def before_reading(self) -> None:
         """Note the random states before a batch is read, which reading it may move."""
         if self._states is not None and self.num_batches:
-            self._before_reading = self._states.read()
+            self._before_reading = self.num_batches, self._states.read()
 
     def states_before_reading(self) -> Any:
-        """Return the random states from before the batch that could not be read."""
-        return self._start if not self.num_batches else self._before_reading
+        """Return the random states from before the next batch; None where they did not move."""
+        if not self.num_batches:
+            return self._start
+        if self._before_reading is None or self._before_reading[0] != self.num_batches:
+            return None  # its reading has not begun
+        return self._before_reading[1]
 
     def advance(self, host_batch: Any) -> None:
         """Count a batch that is about to be handed out."""

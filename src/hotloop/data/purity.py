@@ -102,7 +102,8 @@ def reason_against(loader: Any, num_epochs: int) -> str | None:
         return "its data set is a stream; give it __getitem__ and __len__"
     if loader.batch_sampler is None:
         return "it does not collate batches; pass a batch_size"
-    if type(loader.batch_sampler) is not BatchSampler:
+    replays_exactly = getattr(loader.batch_sampler, "replays_exactly", False)
+    if type(loader.batch_sampler) is not BatchSampler and not replays_exactly:
         return (
             f"its batch_sampler is a {type(loader.batch_sampler).__name__}, whose form is unknown"
         )

@@ -23,8 +23,9 @@ from hotloop.distributed.processes import (
     wait_for_all,
     world_size,
 )
+from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Precision, make_precision
-from hotloop.nested import to_device
+from hotloop.nested import count_samples, to_device
 
 
 class Accelerator:
@@ -37,7 +38,10 @@ class Accelerator:
         scaler: the loss scaler under "fp16", else None.
         gradient_accumulation_steps: batches that make one optimizer step.
         sync_gradients: whether the running batch ends such a group.
+        parallel: what training in several processes adds; None alone.
     """
+
+    parallel: Parallel | None = None
 
     def __init__(
         self,
@@ -86,10 +90,23 @@ class Accelerator:
 
     def count_batch(self, last: bool) -> None:
         """Count one batch; ``last`` batch of an epoch ends its group whatever its size."""
+        if self.parallel is not None:
+            self.parallel.next_batch()
         self._num_accumulated += 1
         self.sync_gradients = last or self._num_accumulated >= self.gradient_accumulation_steps
         if self.sync_gradients:
             self._num_accumulated = 0
+
+    def batch_size(self, batch: Any) -> int:
+        """Return the samples of a training batch, with those of the other processes."""
+        own = count_samples(batch)
+        return own if self.parallel is None else self.parallel.step_size(own)
+
+    def averaging(self) -> AbstractContextManager[None]:
+        """Return the context of forward and backward: processes average where a group ends."""
+        if self.parallel is None or self.sync_gradients:
+            return contextlib.nullcontext()
+        return self.parallel.net.without_averaging()
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Compute gradients of ``loss`` over the number of accumulation steps, scaled in fp16."""
@@ -99,9 +116,13 @@ class Accelerator:
 
     def backward_unscaled(self, loss: torch.Tensor, **kwargs: Any) -> None:
         """Compute gradients of ``loss`` as it is, with the loss scaler where there is one."""
+        if self.parallel is not None:
+            loss = self.parallel.weigh(loss)
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        if self.parallel is not None and self.sync_gradients:
+            self.parallel.net.check_gradients()
 
     def clip_grad_norm_(
         self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0

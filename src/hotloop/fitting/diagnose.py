@@ -9,6 +9,7 @@ from torch import nn
 
 from hotloop.errors import HotloopError, LabelError, ShapeError
 from hotloop.nested import describe, describe_tensor, iterate_tensors
+from hotloop.placement import explain_device_error
 
 _CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
@@ -105,6 +106,9 @@ def explain_forward_error(
     text = str(error).strip()
     if is_out_of_memory(error):
         return None
+    misplaced = explain_device_error(error, net=net, inputs=args or kwargs)
+    if misplaced is not None:
+        return misplaced
     if isinstance(error, NotImplementedError) or not isinstance(
         error, (RuntimeError, ValueError, TypeError, IndexError)
     ):
@@ -131,6 +135,9 @@ def explain_loss_error(
         return None
     if is_out_of_memory(error):
         return None
+    misplaced = explain_device_error(error, loss_fn=loss_fn, predictions=preds, labels=labels)
+    if misplaced is not None:
+        return misplaced
     label_range = LabelRange(loss_fn)
     if label_range.applies and isinstance(labels, torch.Tensor) and not labels.is_floating_point():
         try:

@@ -30,6 +30,7 @@ from hotloop.metrics.accumulate import (
     weighted_mean,
 )
 from hotloop.nested import count_samples
+from hotloop.placement import explain_device_error
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ class EpochRunner:
             except NonFiniteError as error:
                 self._name_samples(error, dataloader)
                 raise
+            except RuntimeError as error:
+                self._explain_devices(error, batch)
+                raise
             num_samples = count_samples(batch)
             if not getattr(step_runner, "left_out", False):
                 for name, value in losses.items():
@@ -116,17 +120,30 @@ class EpochRunner:
         self._finish_open_group()
         if keeper is not None:
             keeper.end_stage()
-        values = {name: log.mean() for name, log in self.logs.items()}
+        parallel = getattr(self.accelerator, "parallel", None)
+        if parallel is None:
+            values = {name: log.mean() for name, log in self.logs.items()}
+        else:
+            values = parallel.means(self.logs)
         self._check_finite(dataloader)
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
         self.flush()
-        values.update(compute_metrics(metrics, self.stage))
+        compute = compute_metrics if parallel is None else parallel.compute_metrics
+        values.update(compute(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
             values["lr"] = to_host(step_values["lr"])
         progress.end_stage(values)
         return values
+
+    def _explain_devices(self, error: RuntimeError, batch: Any) -> None:
+        """Raise an error in its place that says what is where, if devices are the matter."""
+        runner = self.step_runner
+        things = {name: getattr(runner, name, None) for name in ("net", "loss_fn", "optimizer")}
+        explained = explain_device_error(error, **things, batch=batch)
+        if explained is not None:
+            raise explained from error
 
     def _batches(self, dataloader: BatchSource, keeper: RunKeeper | None) -> Iterator[Any]:
         """Yield batches; where one cannot be read, the run is saved as it is before that."""

@@ -35,6 +35,7 @@ from hotloop.fitting.optimizers import (
     follows_score,
     move_optimizer_state,
 )
+from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
@@ -86,6 +87,7 @@ class FitRun:
         progress: Progress,
         compute: Any = None,
         quiet: bool = False,
+        parallel: Parallel | None = None,
     ) -> None:
         self.model, self.settings, self.progress = model, settings, progress
         self.train_source, self.val_source = sources
@@ -104,12 +106,18 @@ class FitRun:
         )
         place(model, self.device)
         move_optimizer_state(model.optimizer, self.device)
+        self.parallel = self.accelerator.parallel = parallel
+        if parallel is not None:
+            self.train_source = parallel.shard(self.train_source)
+            if self.val_source is not None:
+                self.val_source = parallel.shard(self.val_source)
+            parallel.check_metrics(model.metrics_dict)
         self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
         self.stopping = EarlyStopping(settings.mode, settings.patience)
         self.best = BestWeights(
             settings.ckpt_path, model.save_ckpt, model.load_ckpt, model.net, progress.message
         )
-        self.interrupt = Interrupt()
+        self.interrupt = Interrupt() if parallel is None else parallel.interrupt
         self.layout: ChannelsLast | None = None
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
@@ -128,6 +136,8 @@ class FitRun:
         """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
         epochs = self.settings.epochs
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
+        if self.parallel is not None:
+            self.model.net = self.parallel.wrap(self.model.net)
         if not self.settings.exact:
             self._make_resident()
         if self.fused is not None:
@@ -143,12 +153,16 @@ class FitRun:
         try:
             with self._kept(callbacks):
                 self._train(epochs, callbacks)
+            if self.parallel is not None:
+                self.parallel.finish()
         except NonFiniteError:
             self.best.restore()
             raise
         finally:
             self.model.skipped_steps = self.skipped.steps
             self._undo_speedups()
+            if self.parallel is not None:
+                self.model.net = self.parallel.net.module
         wait_for_all()
         self.best.restore()
         self.model.net.eval()
@@ -260,6 +274,8 @@ class FitRun:
             epoch_runner.options = EpochOptions(
                 self.progress, self.interrupt, epoch, self.threads, self.keeper
             )
+        if self.parallel is not None:
+            self.parallel.start_stage(stage, epoch)
         graph = self.graph if stage == "train" else None
         if graph is not None:
             graph.start_epoch()
@@ -270,7 +286,14 @@ class FitRun:
             if graph is not None:
                 graph.finish()
         self._tell_skipped(source)
-        return {name: to_host(value) for name, value in values.items()}
+        values = {name: to_host(value) for name, value in values.items()}
+        return values if self.parallel is None else self.parallel.same_for_all(values)
+
+    def _micro_batches(self) -> MicroBatches | None:
+        """Return what splits batches that do not fit; several processes must step alike."""
+        if _is_users_own(self.model) or self.parallel is not None:
+            return None
+        return self.micro_batches
 
     def _tell_skipped(self, source: BatchSource) -> None:
         """List the samples that could not be read, and tell of those not heard of before."""
@@ -327,7 +350,7 @@ class FitRun:
                 transform=self.transform,
                 direct=training and self.fused is not None,
                 graph=self.graph if training else None,
-                micro_batches=None if _is_users_own(model) else self.micro_batches,
+                micro_batches=self._micro_batches(),
                 on_non_finite=settings.saving.on_non_finite,
                 skipped=self.skipped,
             )
@@ -347,12 +370,23 @@ class FitRun:
         if self.device.type == "cpu":
             self.threads = self._make_thread_trial()
             self.host_memory = HostMemory()
+        if self.parallel is not None:
+            self._leave_out_speedups()
         counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
         self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
+
+    def _leave_out_speedups(self) -> None:
+        """Leave out what several processes cannot do, and say so."""
+        self.threads = None  # each process has its share of the cores already
+        if self.layout is not None:
+            self.layout = None
+            self.progress.message("several processes: images keep their memory layout")
 
     def _make_resident(self) -> None:
         """Serve the data from memory, where that is safe; says so once."""
         num_epochs, share = self.settings.epochs, self.settings.resident_budget
+        if self.parallel is not None:
+            share = self.parallel.resident_share(share)
         say = self.progress.message
         self.train_source = make_source(self.train_source, num_epochs, share, say)
         if self.val_source is not None:

@@ -21,7 +21,6 @@ from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_grad
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
-from hotloop.nested import count_samples
 
 
 @dataclass(frozen=True)
@@ -140,16 +139,17 @@ class StepRunner:
             return self._train_watching(batch)
         micro_batches = self.options.micro_batches
         if micro_batches is None:
-            output = self.forward(batch)
-            loss = self.read_loss(output.loss, batch)
-            self.optimize(output.loss, count_samples(batch))
+            with self.accelerator.averaging():
+                output = self.forward(batch)
+                loss = self.read_loss(output.loss, batch)
+                self.optimize(output.loss, self.accelerator.batch_size(batch))
             return replace(output, loss=loss)
         failed = ""
         if micro_batches.num_parts == 1:
             try:
                 output = self.forward(batch)
                 loss = self.read_loss(output.loss, batch)
-                self.add_gradients(output.loss, count_samples(batch))
+                self.add_gradients(output.loss, self.accelerator.batch_size(batch))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -171,7 +171,7 @@ class StepRunner:
             output = self.options.micro_batches.train(self, batch)
         else:
             output = self.forward(batch)
-            self.add_gradients(output.loss, count_samples(batch))
+            self.add_gradients(output.loss, self.accelerator.batch_size(batch))
         loss = float(output.loss)  # sync: asked for by on_non_finite
         if self.accelerator.scaler is not None:
             self._finish_batch()  # the scaler drops such steps by itself

@@ -12,6 +12,7 @@ from torch import nn
 
 from hotloop.errors import MetricError
 from hotloop.nested import describe
+from hotloop.placement import explain_device_error
 
 _CHUNK = 1024  # step losses a device buffer holds; 4 KiB, read in one copy
 
@@ -147,6 +148,9 @@ def update_metrics(metrics: nn.Module, preds: Any, labels: Any) -> None:
             else:
                 metric(preds, labels)
         except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+            misplaced = explain_device_error(error, metric=metric, preds=preds, labels=labels)
+            if misplaced is not None:
+                raise misplaced from error
             raise MetricError(
                 f"metric '{name or type(metric).__name__}' ({type(metric).__name__}) cannot take "
                 f"{describe(preds, 'preds')} and {describe(labels, 'labels')}: {error}"

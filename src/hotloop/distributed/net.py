@@ -1,0 +1,100 @@
+"""The net as DistributedDataParallel trains it, looking like the net itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hotloop.errors import ProcessError
+
+_WITHOUT_GRADIENT = (
+    "{} got no gradient in this step, so that the processes cannot average it: let every "
+    "parameter take part in every step's loss, or freeze it with requires_grad_(False)."
+)
+
+
+class NetInParallel(nn.Module):
+    """A net whose gradients are averaged over processes while it trains.
+
+    Attributes, the state dict and the names of parameters and modules are those of the net
+    itself, so that steps, callbacks and checkpoints find what they know. Outside of training the
+    net is called directly, so that processes may then go different ways.
+
+    Every parameter must get a gradient in every step; where one does not, an error names it.
+
+    Args:
+        module: the net, where it trains.
+        device: where that is.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        # not a submodule: its parameters are those of ``module``
+        self.__dict__["_parallel"] = DistributedDataParallel(
+            module, device_ids=None if device.type == "cpu" else [device.index or 0]
+        )
+        self._checked = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the net's output; in training its gradients will be averaged."""
+        if not (self.training and torch.is_grad_enabled()):
+            return self.module(*args, **kwargs)
+        try:
+            return self.__dict__["_parallel"](*args, **kwargs)
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            text = _WITHOUT_GRADIENT.format("a parameter that had one before")
+            raise ProcessError(text) from error
+
+    def check_gradients(self) -> None:
+        """Refuse, after the first backward pass, parameters that got no gradient.
+
+        Raises:
+            ProcessError: names them; the weights are unchanged.
+        """
+        if self._checked:
+            return
+        self._checked = True
+        unused = [name for name, p in self.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))
+
+    def without_averaging(self) -> AbstractContextManager[None]:
+        """Return a context in which gradients are added up in this process only."""
+        parallel: DistributedDataParallel = self.__dict__["_parallel"]
+        return parallel.no_sync() if self.training else nullcontext()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the bare net's state dict."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load into the bare net."""
+        return self.module.load_state_dict(state_dict, *args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the bare net's parameters under its own names."""
+        return self.module.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the bare net's buffers under its own names."""
+        return self.module.named_buffers(*args, **kwargs)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the bare net's modules under its own names."""
+        modules: Iterator[tuple[str, nn.Module]] = self.module.named_modules(*args, **kwargs)
+        return modules

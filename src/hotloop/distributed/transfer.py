@@ -1,0 +1,89 @@
+"""Copy objects to another process, classes and functions of a script or notebook included."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotloop.errors import TransferError
+
+_DEEPEST = 6
+
+
+def write_objects(objects: Mapping[str, Any], path: Path) -> None:
+    """Write named objects to a file for ``read_objects``; tensors are written as they lie.
+
+    cloudpickle carries what plain pickle leaves to an import: lambdas, and classes and functions
+    defined in a script or a notebook. Objects that several names share stay one object.
+
+    Raises:
+        TransferError: names the part that cannot be copied.
+    """
+    import cloudpickle
+
+    try:
+        torch.save(dict(objects), path, pickle_module=cloudpickle, pickle_protocol=5)
+    except Exception as error:
+        name, part = _find_culprit(objects, cloudpickle)
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TransferError(
+            f"{name} is a {type(part).__name__} and cannot be copied to another process "
+            f"({first_line}): open files, connections and locks there when they are first used, "
+            f"and leave them out of __getstate__; or start the script itself with torchrun."
+        ) from error
+
+
+def read_objects(path: Path) -> dict[str, Any]:
+    """Read what ``write_objects`` wrote, to the CPU.
+
+    Tensors are mapped from the file and copied where they are written to, so that processes that
+    read the same data share its memory. Only read files of processes that you started.
+    """
+    objects: dict[str, Any] = torch.load(
+        path, map_location="cpu", weights_only=False, mmap=True, pickle_module=pickle
+    )
+    return objects
+
+
+def _find_culprit(objects: Mapping[str, Any], cloudpickle: Any) -> tuple[str, Any]:
+    """Return the smallest part that cannot be pickled, and how a user would write it."""
+    name, part = "an argument", object()
+    found = next(_unpicklable(objects.items(), cloudpickle), None)
+    if found is None:
+        return name, objects
+    name, part = found
+    for _ in range(_DEEPEST):
+        deeper = next(_unpicklable(_parts(name, part), cloudpickle), None)
+        if deeper is None:
+            break
+        name, part = deeper
+    return name, part
+
+
+def _unpicklable(parts: Any, cloudpickle: Any) -> Iterator[tuple[str, Any]]:
+    for name, part in parts:
+        try:
+            cloudpickle.dumps(part)
+        except Exception:  # noqa: BLE001 - that it fails is what is asked
+            yield name, part
+
+
+def _parts(name: str, whole: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(whole, Mapping):
+        yield from ((f"{name}[{key!r}]", value) for key, value in whole.items())
+    elif isinstance(whole, (list, tuple)):
+        yield from ((f"{name}[{index}]", value) for index, value in enumerate(whole))
+    elif isinstance(whole, torch.nn.Module):
+        yield from ((f"{name}.{child}", module) for child, module in whole.named_children())
+        yield from _attributes(name, whole)
+    elif not isinstance(whole, type):
+        yield from _attributes(name, whole)
+
+
+def _attributes(name: str, whole: Any) -> Iterator[tuple[str, Any]]:
+    for key, value in getattr(whole, "__dict__", {}).items():
+        yield f"{name}.{key}", value

@@ -1,0 +1,128 @@
+"""``fit`` in several processes of this machine: started here, and their result brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hotloop.callbacks.environment import in_notebook
+from hotloop.callbacks.progress import forward_progress, make_progress
+from hotloop.callbacks.relay import Replay
+from hotloop.checkpoint.weights import bare_state_dict
+from hotloop.data.adapt import as_batches, has_samples
+from hotloop.distributed.devices import DevicePlan
+from hotloop.distributed.launching import Processes
+from hotloop.distributed.reducing import check_metrics_can_be_shared
+from hotloop.distributed.sharding import check_shardable
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.interrupt import Interrupt
+from hotloop.fitting.run import place
+from hotloop.metrics.accumulate import named_metrics
+
+_NAMES = ("ckpt_path", "epochs", "monitor", "mode", "patience", "history", "best_score",
+          "best_epoch", "from_scratch")  # fmt: skip
+
+
+def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) -> None:
+    """Fit the model in one new process for each device.
+
+    Net, loss, optimizer, scheduler and history of ``model`` are afterwards as after a fit in this
+    process; so are torch's random numbers, but for what the net drew. After an error the net is as
+    it was, and the history holds the finished epochs.
+
+    Args:
+        model: a ``KerasModel``.
+        plan: the devices.
+        arguments: of ``fit``.
+
+    Raises:
+        HotloopError: as ``fit``; ``TransferError`` and ``ProcessError`` besides.
+    """
+    num_processes = len(plan.devices)
+    check_metrics_can_be_shared(named_metrics(model.metrics_dict))
+    for role in ("train_data", "val_data"):
+        _check_data(arguments[role], role, arguments["batch_size"], num_processes)
+    progress = make_progress(arguments["quiet"], bool(arguments["plot"]))
+    progress.message(
+        f"{num_processes} processes on {', '.join(sorted(set(map(str, plan.devices))))}: each "
+        f"step takes {num_processes} times the batch size"
+    )
+    arguments = dict(arguments)
+    if in_notebook():
+        arguments["plot"] = False  # the display here draws it
+    interrupt, replay = Interrupt(), Replay(progress)
+    processes = Processes(plan.devices, replay, lambda: interrupt.requested)
+    before, model.accelerator, model.history = model.accelerator, None, {}
+    rng_state = torch.get_rng_state()
+    objects = {"work": _fit_here, "model": model, "rng_state": rng_state, **arguments}
+    try:
+        with interrupt.listen():
+            result = processes.run(objects)
+        _take_over(model, result)
+        model.accelerator = Accelerator(plan.devices[0], arguments["mixed_precision"])
+        place(model, plan.devices[0])
+        model.net.eval()
+    except BaseException:
+        # the weights stayed in the processes, but for the best ones in ckpt_path
+        model.accelerator, model.history = before, replay.history
+        raise
+    finally:
+        progress.end_fit(model.history)
+
+
+def _fit_here(
+    send: Callable[[str, tuple[Any, ...]], None],
+    device: torch.device,
+    model: Any,
+    rng_state: torch.Tensor,
+    **arguments: Any,  # of fit
+) -> dict[str, Any]:
+    """Run in each process: fit the copy of the model, and return what changed."""
+    forward_progress(send)
+    torch.set_rng_state(rng_state.clone())
+    model.fit(**arguments, devices=_Joined(device))
+    return {
+        "net": bare_state_dict(model.net),
+        "parts": {name: part.state_dict() for name, part in _stateful(model)},
+        "attributes": {name: getattr(model, name) for name in _NAMES},
+        "rng_state": torch.get_rng_state(),
+    }
+
+
+class _Joined(DevicePlan):
+    """The plan of a process that hotloop started."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__((device,), joins=True)
+
+
+def _take_over(model: Any, result: Mapping[str, Any]) -> None:
+    """Give the model of this process what the main one of the others has trained."""
+    model.net.load_state_dict(result["net"])
+    for name, part in _stateful(model):
+        part.load_state_dict(result["parts"][name])
+    for name, value in result["attributes"].items():
+        setattr(model, name, value)
+    torch.set_rng_state(result["rng_state"].clone())
+
+
+def _stateful(model: Any) -> list[tuple[str, Any]]:
+    """Return what a fit changes beside the net, by name, the same in all processes."""
+    parts = [("optimizer", model.optimizer), ("lr_scheduler", model.lr_scheduler)]
+    modules = {"loss_fn": model.loss_fn, **model.kwargs}
+    parts += [(name, part) for name, part in modules.items() if isinstance(part, nn.Module)]
+    return [(name, part) for name, part in parts if hasattr(part, "state_dict")]
+
+
+def _check_data(data: Any, role: str, batch_size: int | None, num_processes: int) -> None:
+    """Refuse data that cannot be shared out, before anything is copied."""
+    if data is None:
+        return
+    size = batch_size if has_samples(data) else None
+    source = as_batches(data, role, torch.device("cpu"), size)
+    loader: DataLoader[Any] = source.batches  # type: ignore[assignment]
+    check_shardable(loader, role, num_processes, started_here=True)

@@ -1,0 +1,234 @@
+"""Memory of a block of code, and giving it back."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_SAMPLE_SECONDS = 0.002
+
+
+class MemoryPeak:
+    """The peak memory of a block; filled when the block ends.
+
+    Attributes:
+        device: whose memory.
+        peak_bytes: the most that was used at any time inside the block. On an accelerator what
+            torch allocated there; on the CPU the process' resident memory, all of it.
+        before_bytes: what was used when the block began.
+        method: how it was measured.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak_bytes = self.before_bytes = 0
+        self.method = ""
+
+    @property
+    def added_bytes(self) -> int:
+        """The most that the block added to what was used before it."""
+        return max(self.peak_bytes - self.before_bytes, 0)
+
+    def __str__(self) -> str:
+        return (
+            f"peak {self.peak_bytes / 2**20:,.1f} MiB on {self.device}, "
+            f"{self.added_bytes / 2**20:,.1f} MiB above the start ({self.method})"
+        )
+
+
+class peak_memory:  # noqa: N801 - used like a function, in "with"
+    """Measure the peak memory of a block: ``with peak_memory() as peak: ...; print(peak)``.
+
+    On an accelerator torch's own count of allocated bytes is read (the block is waited for). On
+    the CPU it is the resident set of this process: the kernel's own high-water mark where it can
+    be reset (Linux), which misses nothing, else the largest of samples taken every 2 ms, which
+    may miss a shorter peak. Freed memory that the allocator keeps still counts as resident.
+
+    Args:
+        device: whose memory; the accelerator where there is one, else the CPU.
+    """
+
+    def __init__(self, device: torch.device | str | None = None) -> None:
+        self.peak = MemoryPeak(_chosen(device))
+        self._finish: Callable[[], int] = lambda: 0
+
+    def __enter__(self) -> MemoryPeak:
+        peak = self.peak
+        if peak.device.type != "cpu":
+            self._finish = _watch_accelerator(peak)
+        elif _can_reset_high_water():
+            peak.method = "the kernel's high-water mark"
+            peak.before_bytes = resident_bytes()
+            self._finish = lambda: _status_bytes("VmHWM")
+        else:
+            self._finish = _watch_by_samples(peak)
+        return peak
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.peak.peak_bytes = max(self._finish(), self.peak.before_bytes)
+
+
+def free_memory(*objects: Any, device: torch.device | str | None = None) -> int:
+    """Give memory back: let go of objects, collect garbage, empty the accelerator's cache.
+
+    Python frees an object once nothing refers to it, so a variable of the caller's own keeps it
+    alive. To free the tensors all the same, those inside ``objects`` give up their memory: modules
+    lose parameters, gradients and buffers, optimizers their state, lists and dicts their entries,
+    tensors their storage. None of them can be used afterwards.
+
+    Args:
+        objects: what is no longer needed; none to collect garbage only.
+        device: whose memory is counted; the accelerator where there is one, else the CPU.
+
+    Returns:
+        The bytes that came back: on an accelerator what the driver sees as free again (reserved
+        memory of torch), on the CPU the fall of this process' resident memory. 0 where nothing did.
+    """
+    counted = _chosen(device)
+    before = _used_bytes(counted)
+    seen: set[int] = set()
+    for thing in objects:
+        _let_go(thing, seen)
+    gc.collect()
+    if torch.accelerator.is_available():
+        module: Any = torch.get_device_module(torch.accelerator.current_accelerator())
+        if hasattr(module, "empty_cache"):
+            module.empty_cache()
+    _trim_host()
+    return max(before - _used_bytes(counted), 0)
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is in RAM now."""
+    if _STATUS.exists():
+        return _status_bytes("VmRSS")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the peak: nothing newer is told
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def _let_go(thing: Any, seen: set[int]) -> None:
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        thing.grad = None
+        with torch.no_grad():
+            thing.set_()  # type: ignore[call-overload]
+    elif isinstance(thing, nn.Module):
+        for tensor in [*thing.parameters(), *thing.buffers()]:
+            _let_go(tensor, seen)
+        for value in list(vars(thing).values()):
+            if isinstance(value, (torch.Tensor, torch.optim.Optimizer)):
+                _let_go(value, seen)
+    elif isinstance(thing, torch.optim.Optimizer):
+        thing.state.clear()
+    elif isinstance(thing, (list, dict, set)):
+        thing.clear()
+    elif isinstance(thing, tuple):
+        for value in thing:
+            _let_go(value, seen)
+
+
+def _chosen(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    accelerator = torch.accelerator.current_accelerator()
+    available = accelerator is not None and torch.accelerator.is_available()
+    return accelerator if available and accelerator is not None else torch.device("cpu")
+
+
+def _used_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return resident_bytes()
+    module: Any = torch.get_device_module(device)
+    for name in ("memory_reserved", "driver_allocated_memory", "memory_allocated"):
+        if hasattr(module, name):
+            return int(getattr(module, name)())
+    return 0
+
+
+def _watch_accelerator(peak: MemoryPeak) -> Callable[[], int]:
+    module: Any = torch.get_device_module(peak.device)
+    torch.accelerator.synchronize(peak.device)
+    if hasattr(module, "reset_peak_memory_stats"):
+        peak.method = "torch's count of allocated bytes"
+        module.reset_peak_memory_stats(peak.device)
+        peak.before_bytes = int(module.memory_allocated(peak.device))
+
+        def finish() -> int:
+            torch.accelerator.synchronize(peak.device)
+            return int(module.max_memory_allocated(peak.device))
+
+        return finish
+    # a backend without a peak of its own (MPS) tells what is allocated now
+    return _sample(peak, lambda: int(module.current_allocated_memory()))
+
+
+def _watch_by_samples(peak: MemoryPeak) -> Callable[[], int]:
+    return _sample(peak, resident_bytes)
+
+
+def _sample(peak: MemoryPeak, read: Callable[[], int]) -> Callable[[], int]:
+    peak.method = f"samples every {_SAMPLE_SECONDS * 1000:.0f} ms"
+    largest = peak.before_bytes = read()
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not over.wait(_SAMPLE_SECONDS):
+            largest = max(largest, read())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def finish() -> int:
+        over.set()
+        thread.join()
+        return max(largest, read())
+
+    return finish
+
+
+def _can_reset_high_water() -> bool:
+    """Reset the kernel's high-water mark; False where the kernel does not let this process."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    # some sandboxes take the write and change nothing
+    return _status_bytes("VmHWM") <= resident_bytes() + 2**20
+
+
+def _status_bytes(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _trim_host() -> None:
+    """Let the C library give freed memory back to the system, where it is one that can."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,55 @@
+"""Two processes that torchrun started: fit joins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hotloop
+
+SCRIPT = Path(__file__).with_name("torchrun_job.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torchrun")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(hotloop.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [*command, str(SCRIPT), "found.json"],
+        cwd=folder,
+        env=environment,
+        timeout=250,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("case", ["plain", "accumulated", "own_runner"])
+def test_the_numbers_of_one_process(found, case):
+    assert found[case]["weights"] < 1e-6
+    assert found[case]["history"] < 1e-6
+    assert not found[case]["differs"]
+
+
+def test_random_numbers_differ_and_decisions_do_not(found):
+    expected = {"masks": True, "buffers": False, "weights": False, "epochs": False, "names": True}
+    assert found["random"] == expected
+
+
+def test_the_scripts_own_distributed_sampler(found):
+    assert found["own_sampler"] == [2, False]
+
+
+def test_a_parameter_without_gradient_is_named(found):
+    assert found["unused"].startswith("idle.weight, idle.bias got no gradient")

@@ -1,0 +1,66 @@
+"""Peak memory of a block, and memory given back; sizes far above the noise of a process."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from hotloop import free_memory, memory, peak_memory
+
+MIB = 2**20
+needs_status = pytest.mark.skipif(not memory._STATUS.exists(), reason="no /proc")
+
+
+@needs_status
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_the_peak_of_a_block_is_seen_after_it(by_samples, monkeypatch):
+    if by_samples:
+        monkeypatch.setattr(memory, "_can_reset_high_water", lambda: False)
+    torch.ones(1)
+    with peak_memory("cpu") as peak:
+        block = torch.ones(64 * MIB // 4)
+        time.sleep(0.05)  # samples are taken every 2 ms
+        del block
+    assert 60 * MIB < peak.added_bytes < 120 * MIB
+    assert ("samples" in peak.method) == by_samples
+    with peak_memory("cpu") as second:  # the first block's peak is no part of it
+        torch.ones(10)
+    assert second.added_bytes < 30 * MIB
+    assert "MiB on cpu" in str(second)
+
+
+@needs_status
+def test_an_error_in_the_block_passes_and_is_measured():
+    def fail():
+        torch.ones(32 * MIB // 4).sum()
+        raise KeyError
+
+    measured = peak_memory("cpu")
+    with pytest.raises(KeyError), measured:
+        fail()
+    assert measured.peak.added_bytes > 25 * MIB
+
+
+@needs_status
+def test_free_memory_though_names_still_refer_to_it():
+    net = nn.Linear(4096, 4096)  # 64 MiB
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 4096)).sum().backward()
+    optimizer.step()
+    results = [torch.ones(16 * MIB // 4)]
+    freed = free_memory(net, optimizer, results, device="cpu")
+    assert freed > 190 * MIB  # weights, gradients, momentum and the list
+    assert net.weight.numel() == 0
+    assert net.weight.grad is None
+    assert not optimizer.state
+    assert results == []
+
+
+def test_nothing_to_free():
+    free_memory()
+    shared = torch.ones(3)
+    free_memory((1, "text", None))
+    assert shared.tolist() == [1, 1, 1]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotloop.experiments.bench.command import bench
 from hotloop.experiments.devices_command import devices
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def _explain() -> None:
 
 
 app.command()(devices)
+app.command()(bench)
 
 
 @app.command()

@@ -22,8 +22,8 @@ def seconds(value: float) -> str:
         return f"{value:,.0f} s"
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if value * factor >= 1:
-            return f"{_three_digits(value * factor)} {unit}"
-    return f"{_three_digits(value * 1e9)} ns"
+            return f"{three_digits(value * factor)} {unit}"
+    return f"{three_digits(value * 1e9)} ns"
 
 
 def rate(value: float | None, unit: str) -> str:
@@ -31,8 +31,8 @@ def rate(value: float | None, unit: str) -> str:
     if value is None:
         return NOT_THERE
     if value >= 1e13:
-        return f"{_three_digits(value / 1e12)} T{unit}"
-    return f"{_three_digits(value / 1e9)} G{unit}"
+        return f"{three_digits(value / 1e12)} T{unit}"
+    return f"{three_digits(value / 1e9)} G{unit}"
 
 
 def share(value: float | None) -> str:
@@ -42,7 +42,10 @@ def share(value: float | None) -> str:
     return f"{value:.0%}" if value >= 0.0995 else f"{value:.1%}"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+    """Return a number with about three digits, without an exponent: "1,240", "12.4", "0.012"."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -51,6 +51,9 @@ class Experiment:
         return result
 
 
+WARNINGS = {"textbook": "a first call", "unsynchronised": "did not wait"}
+"""Forms of the matrix product whose clock does not show the device's speed, and why."""
+
 CATALOGUE = {
     experiment.name: experiment
     for experiment in (

@@ -83,7 +83,7 @@ def _draw_panel(axes: Any, outcome: Outcome, name: str) -> None:
         )
     axes.set_xlim(right=reach * (2.2 if axes.get_xscale() == "log" else 1.16))
     axes.set_title(f"{experiment.title}: {outcome.data[name]}", loc="left", fontsize=9)
-    axes.set_xlabel(f"seconds a {experiment.unit}", fontsize=8)
+    axes.set_xlabel(f"seconds per {experiment.unit}", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
@@ -92,7 +92,7 @@ def _draw_panel(axes: Any, outcome: Outcome, name: str) -> None:
         axes.text(
             1.0,
             1.02,
-            "hatched: the clock stopped too early",
+            "hatched: a first call, or a clock that did not wait",
             transform=axes.transAxes,
             ha="right",
             fontsize=7,

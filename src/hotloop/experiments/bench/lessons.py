@@ -35,7 +35,7 @@ def headline(outcome: Outcome, experiment: str) -> str:
     wasted = 1 - floors[0].median / books[0].median
     if wasted < 1 - 1 / _WORTH_SAYING:
         return "Here the arithmetic is nearly all of the time."
-    return f"{share(wasted)} of the textbook's epoch is not arithmetic."
+    return f"{share(wasted)} of the textbook's epoch can go without a faster device."
 
 
 def _matmul(outcome: Outcome, device: str) -> str:
@@ -111,8 +111,8 @@ def _regression(outcome: Outcome, device: str) -> str:
         intensity = work["flops"] / work["bytes"]
         copy, peak = float(rates["copy"] or 0), float(rates["float32"] or 1)
         words.append(
-            f"A step does {work['flops'] / 1e6:.0f} million operations on "
-            f"{work['bytes'] / 1e6:.0f} MB, {intensity:.2f} for each byte. At the "
+            f"A step does {work['flops'] / 1e6:.3g} million operations on "
+            f"{work['bytes'] / 1e6:.3g} MB, {intensity:.2f} for each byte. At the "
             f"{rate(copy, 'B/s')} that {where} copies, that allows "
             f"{rate(intensity * copy, 'FLOP/s')}, {share(intensity * copy / peak)} of its "
             f"measured peak: more arithmetic units would change nothing."
@@ -149,9 +149,10 @@ def _image(outcome: Outcome, device: str) -> str:
         )
     if book is not None and floor is not None and book.median > _WORTH_SAYING * floor.median:
         words.append(
-            f"{share(1 - floor.median / book.median)} of the textbook's time goes into reading "
-            f"samples one by one, collating them, metrics and waiting: a faster device cannot "
-            f"take that away, data in memory and losses that are read late can."
+            f"{share(1 - floor.median / book.median)} of the textbook's time is beyond the floor: "
+            f"samples read and collated one by one, metrics, waiting for each loss, a layout in "
+            f"memory that the kernels like less. A faster device does not take that away; data "
+            f"that stays in memory and losses that are read late do."
         )
     return " ".join(word for word in words if word)
 
@@ -178,12 +179,7 @@ def _compare_devices(outcome: Outcome, experiment: str, form: str) -> str:
     """Say what the accelerator gains, and after how much work its start-up is paid back."""
     cpu = outcome.find(experiment, _CPU, form)
     others = [row for row in outcome.rows_of(experiment) if row.form == form and row.device != _CPU]
-    if not others:
-        return (
-            "No accelerator took part, so nothing is shown of one: run the same command on a "
-            "machine that has one."
-        )
-    if cpu is None:
+    if not others or cpu is None:
         return ""
     best = min(others, key=lambda row: row.median)
     ratio = cpu.median / best.median

@@ -27,7 +27,8 @@ SNIPPETS = {
 from hotloop.hardware import choose_device, time_calls
 
 device = choose_device().device
-a, b = torch.rand(10_000, 200, device=device), torch.rand(200, 10_000, device=device)
+a = torch.rand(10_000, 200, device=device)
+b = torch.rand(200, 10_000, device=device)
 timing = time_calls(lambda: a @ b, device)   # warms up, and waits for the device
 print(f"first {timing.first:.4f} s, then {timing.median:.4f} s")""",
     "linear-regression": """import torch
@@ -39,7 +40,8 @@ x = 10 * torch.rand(1_000_000, 2, device=device) - 5
 noise = 2 * torch.randn(len(x), 1, device=device)
 y = x @ torch.tensor([[2.0], [-3.0]], device=device) + 10 + noise
 net = nn.Linear(2, 1)
-model = KerasModel(net, nn.MSELoss(), optimizer=torch.optim.Adam(net.parameters(), lr=0.1))
+adam = torch.optim.Adam(net.parameters(), lr=0.1)
+model = KerasModel(net, nn.MSELoss(), optimizer=adam)
 model.fit([(x, y)] * 50, epochs=10, plot=False)
 print(model.evaluate([(x, y)]))              # val_loss: 4.0""",
     "image": """from hotloop.experiments import image_classifier

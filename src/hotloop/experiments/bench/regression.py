@@ -67,7 +67,7 @@ def run(spec: Spec, tell: Tell) -> ProcessResult:
     )
     block = sizes.regression_block_steps
     warm = sorted(form.seconds)[len(form.seconds) // 2]
-    started_up.seconds[f"first {block} steps, beyond warm ones"] = max(
+    started_up.seconds[f"first {block} steps, {spec.form}, beyond warm ones"] = max(
         seconds[0] - block * warm, 0.0
     )
     return ProcessResult(

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from hotloop.experiments.bench.catalogue import CATALOGUE, Experiment
+from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
 from hotloop.experiments.bench.lessons import headline, lessons
 from hotloop.experiments.bench.outcome import Outcome, Row
 from hotloop.experiments.bench.prose import INTRODUCTIONS, SNIPPETS
@@ -51,15 +51,17 @@ def _head(outcome: Outcome) -> str:
         for name in outcome.measured
     )
     where = " and ".join(outcome.name_of(info["device"]) for info in outcome.devices)
-    kind = " This was a quick run: sizes are small, spreads are wide." if outcome.quick else ""
+    kind = (
+        " This was a quick run: few repeats and few images, so that spreads are wide."
+        if outcome.quick
+        else ""
+    )
     notices = [*outcome.notes, *outcome.failures]
     if outcome.busy is not None and outcome.busy > 0.5:
         notices.append(
             f"The machine was busy when this began (load {outcome.busy:.1f} a core over the last "
             f"minute): times are longer than they need be."
         )
-    if len(outcome.devices) == 1 and outcome.devices[0]["device"] == "cpu":
-        notices.append("No accelerator took part in this run, so no figure of one is shown.")
     return (
         "<h1>CPU against GPU, measured</h1>"
         f'<p class="soft">{escape(where)}, {escape(outcome.date.replace("T", " "))}.'
@@ -98,7 +100,7 @@ def _machine(outcome: Outcome) -> str:
         "<section><h2>The machine</h2><p>What each device was measured to reach, on large "
         "matrices and large copies, just before the experiments. The shares further down are "
         "shares of these, not of a data sheet.</p>"
-        f"{_table(header, rows)}"
+        f"{_table(*_without_empty(header, rows))}"
         f'<p class="under">{escape(libraries)}. {escape(versions)}.</p></section>'
     )
 
@@ -138,7 +140,7 @@ def _bars(rows: Sequence[Row]) -> str:
                 value=row.median,
                 low=row.fastest,
                 high=row.slowest,
-                text=seconds(row.median) + ("" if row.is_timing else "  (no timing)"),
+                text=seconds(row.median) + ("" if row.is_timing else f"  ({WARNINGS[row.form]})"),
                 style=_STYLES[row.form],
                 hint=f"{row.device}, {row.form}: {seconds(row.fastest)} to "
                 f"{seconds(row.slowest)}, {row.count} timed",
@@ -231,6 +233,14 @@ def _method(outcome: Outcome) -> str:
         "bytes are not counted.</p>"
         f"<pre>hotloop bench all{' --quick' if outcome.quick else ''}</pre></section>"
     )
+
+
+def _without_empty(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Leave out the columns in which no row has anything."""
+    used = [i for i in range(len(header)) if any(row[i] != NOT_THERE for row in rows)]
+    return [header[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from hotloop.errors import ExperimentError, SettingsError
-from hotloop.experiments.bench.catalogue import CATALOGUE, Experiment
+from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
 from hotloop.experiments.bench.image import find_image_data
 from hotloop.experiments.bench.outcome import FormRun, Outcome, ProcessResult, join_runs
 from hotloop.experiments.bench.plan import EXPERIMENTS, FULL, QUICK, Sizes, Spec
@@ -81,6 +81,11 @@ def run_bench(
         devices=[],
         sizes=asdict(sizes),
     )
+    if names == ["cpu"]:
+        outcome.notes.append(
+            "No accelerator took part, so no figure of one is shown: run the same command on a "
+            "machine that has one."
+        )
     if any(experiment.name == "image" for experiment in chosen):
         found, note = find_image_data(data_folder) if image_data is None else (image_data, "")
         image_data = found
@@ -172,12 +177,9 @@ def _gather(
                     device=name,
                     unit=experiment.unit,
                     is_right=experiment.is_right,
-                    is_timing=not (experiment.name == "matmul" and form in _NO_TIMINGS),
+                    is_timing=not (experiment.name == "matmul" and form in WARNINGS),
                 )
             )
-
-
-_NO_TIMINGS = ("textbook", "unsynchronised")
 
 
 def _from_dict(fields: dict[str, Any]) -> ProcessResult:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH = 760
-_LABEL_WIDTH, _VALUE_WIDTH = 190, 90
+_LABEL_WIDTH, _VALUE_WIDTH = 190, 140
 _ROW_HEIGHT, _BAR_HEIGHT = 30, 18
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from hotloop.experiments.bench.catalogue import CATALOGUE, Experiment
 from hotloop.experiments.bench.lessons import lessons
 from hotloop.experiments.bench.outcome import Outcome, Row
-from hotloop.experiments.units import NOT_THERE, mebibytes, seconds, share
+from hotloop.experiments.units import NOT_THERE, mebibytes, seconds, share, three_digits
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
@@ -74,7 +74,7 @@ def format_answer(row: Row) -> str:
 
 def with_share(value: float | None, of_peak: float | None) -> str:
     """Return "64.0 (75%)", billions a second and the share of the peak."""
-    return NOT_THERE if value is None else f"{value / 1e9:,.1f} ({share(of_peak)})"
+    return NOT_THERE if value is None else f"{three_digits(value / 1e9)} ({share(of_peak)})"
 
 
 def _cells(row: Row, *, repeated: bool) -> list[str]:

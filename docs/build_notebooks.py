@@ -54,16 +54,10 @@ def execute(notebook: Any, folder: Path, *, quick: bool) -> Any:
         nbclient.exceptions.CellExecutionError: a cell raised.
     """
     copy = nbformat.from_dict(notebook)  # type: ignore[no-untyped-call]
-    before = os.environ.get(_QUICK)
-    os.environ[_QUICK] = "1" if quick else "0"
-    try:
-        client = NotebookClient(copy, timeout=_TIMEOUT_SECONDS, kernel_name="python3")
-        client.execute(cwd=str(folder))
-    finally:
-        if before is None:
-            del os.environ[_QUICK]
-        else:
-            os.environ[_QUICK] = before
+    environment = {**os.environ, _QUICK: "1" if quick else "0"}
+    environment.pop("MPLBACKEND", None)  # the kernel's own, which puts pictures into the page
+    client = NotebookClient(copy, timeout=_TIMEOUT_SECONDS, kernel_name="python3")
+    client.execute(cwd=str(folder), env=environment)
     return copy
 
 

@@ -152,6 +152,13 @@ def test_a_device_that_is_not_here_is_refused_before_anything_runs(arguments, tm
         run_bench(["cooking"])
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["bench", "matmul", "--out", str(tmp_path / "file")])
+    assert isinstance(result.exception, SettingsError)
+    assert "cannot be written" in str(result.exception)
+
+
 def test_the_command_writes_everything_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr("hotloop.experiments.bench.run.QUICK", TINY)
     arguments = ["bench", "matmul", "--quick", "--devices", "cpu", "--out", str(tmp_path)]

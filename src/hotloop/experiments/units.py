@@ -18,7 +18,7 @@ def mebibytes(num_bytes: int | None) -> str:
 
 def seconds(value: float) -> str:
     """Return a time with three digits and the unit that suits it: "412 ms", "3.25 s"."""
-    if value >= 100:
+    if value >= 100 or value == 0:
         return f"{value:,.0f} s"
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if value * factor >= 1:

@@ -52,13 +52,19 @@ def bench(
 
     from rich.console import Console
 
+    from hotloop.errors import SettingsError
     from hotloop.experiments.bench.plan import EXPERIMENTS
     from hotloop.experiments.bench.run import run_bench
 
     console = Console()
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = out or Path("runs") / f"bench-{stamp}"
-    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before it is run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # known before anything is run
+    except OSError as error:
+        raise SettingsError(
+            f"out={folder} cannot be written: {error.strerror}; pass another folder."
+        ) from error
     with _Bars(console) as display:
         outcome = run_bench(
             EXPERIMENTS if experiment is Choice.ALL else (experiment.value,),
@@ -106,7 +112,7 @@ class _Bars:
             disable=not console.is_terminal,
         )
         self._all = self._progress.add_task("all", total=None)
-        self._one = self._progress.add_task("", total=None)
+        self._one = self._progress.add_task("starting Python, importing torch", total=None)
 
     def __enter__(self) -> _Bars:
         self._progress.start()

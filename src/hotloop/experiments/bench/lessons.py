@@ -51,7 +51,7 @@ def _matmul(outcome: Outcome, device: str) -> str:
         words.append(_why_the_clock_is_wrong(device, book, warm))
     if warm is not None and warm.flops_per_second is not None:
         words.append(
-            f"That is {rate(warm.flops_per_second, 'FLOP/s')}, {share(warm.flops_share)} of what "
+            f"Warm, that is {rate(warm.flops_per_second, 'FLOP/s')}, {share(warm.flops_share)} of what "
             f"the device was measured to reach with square matrices."
         )
     if warm is not None and out is not None:
@@ -92,7 +92,7 @@ def _why_the_clock_is_wrong(device: str, book: Row, warm: Row) -> str:
         )
     if warm.median > _WORTH_SAYING * book.median:
         return (
-            f"The first call was the faster one here, which is chance: on this machine calls "
+            f"The first call was the faster one here, so chance plays a large part: warm calls "
             f"range from {seconds(warm.fastest)} to {seconds(warm.slowest)}. One single reading "
             f"says little; take the median of several."
         )

@@ -51,8 +51,8 @@ def _matmul(outcome: Outcome, device: str) -> str:
         words.append(_why_the_clock_is_wrong(device, book, warm))
     if warm is not None and warm.flops_per_second is not None:
         words.append(
-            f"Warm, that is {rate(warm.flops_per_second, 'FLOP/s')}, {share(warm.flops_share)} of what "
-            f"the device was measured to reach with square matrices."
+            f"Warm, that is {rate(warm.flops_per_second, 'FLOP/s')}, {share(warm.flops_share)} "
+            f"of what the device was measured to reach with square matrices."
         )
     if warm is not None and out is not None:
         ratio = warm.median / out.median

@@ -90,7 +90,12 @@ class Pool:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(paths),
+                # whoever asks whether CUDA is there must not start it: forks could not use it
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            },
         )
         self._process = process
         if process.stdout is None or "ready" not in process.stdout.readline():

@@ -6,6 +6,7 @@ from hotloop.experiments.bench.outcome import Outcome, Row
 from hotloop.experiments.units import mebibytes, rate, seconds, share
 
 _WORTH_SAYING = 1.1  # a ratio below it is noise
+_FAR_BELOW = 0.3  # of the copy rate: then something else than memory takes the time
 _CPU = "cpu"
 
 
@@ -121,11 +122,7 @@ def _regression(outcome: Outcome, device: str) -> str:
         words.append(
             f"The floor takes {seconds(floor.median)} a step, which is "
             f"{rate(floor.bytes_per_second, 'B/s')}, {share(floor.bytes_share)} of the copy rate"
-            + (
-                " (more than all of it, for part of the data stays in a cache)."
-                if (floor.bytes_share or 0) > 1
-                else "."
-            )
+            + _judge_share(floor.bytes_share or 0.0)
         )
     words.append(_forms(book, model, floor))
     if device != _CPU and book is not None:
@@ -134,6 +131,17 @@ def _regression(outcome: Outcome, device: str) -> str:
             "next step is queued; KerasModel keeps the losses on the device."
         )
     return " ".join(word for word in words if word)
+
+
+def _judge_share(of_copy_rate: float) -> str:
+    if of_copy_rate > 1:
+        return " (more than all of it, for part of the data stays in a cache)."
+    if of_copy_rate < _FAR_BELOW:
+        return (
+            ". That is far below it: look for other programs on the machine, or for steps that "
+            "are too small to fill the device."
+        )
+    return "."
 
 
 def _image(outcome: Outcome, device: str) -> str:

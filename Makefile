@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check lint types units bench clean
+.PHONY: demo test check lint types units bench docs clean
 
 demo: $(VENV)/.ready-to-run  ## train a convolutional net on real images
 	sh scripts/install-fashion-mnist.sh
@@ -27,6 +27,9 @@ units:
 
 bench: $(VENV)/.ready-to-develop  ## the image job beside the peers that are installed
 	$(BIN)/python -m benchmarks.run image
+
+docs: $(VENV)/.ready-to-develop  ## run the notebooks and keep their outputs
+	$(BIN)/python docs/build_notebooks.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -13,6 +13,7 @@ from hotloop.errors import require_extra
 from hotloop.inspection.flops import flop_table, make_flop_counter
 from hotloop.inspection.inputs import arrange_inputs, random_inputs
 from hotloop.inspection.preserve import main_device, naming_inputs, preserved
+from hotloop.inspection.saved import bytes_kept_for_backward
 from hotloop.nested import iterate_tensors, to_device
 
 _COLUMNS = ("output_size", "num_params", "mult_adds", "trainable")
@@ -32,8 +33,8 @@ def summary(
 ) -> str:
     """Print the layer table of a model: shapes, parameters, multiplications, memory.
 
-    The model is run once in evaluation mode without gradients, and is as it was afterwards:
-    modes, buffers, random numbers, hooks. (Lazy layers are initialised by it.)
+    The model is run in evaluation mode, once without gradients and once with them, and is as it
+    was afterwards: modes, buffers, random numbers, hooks. (Lazy layers are initialised by it.)
 
     The rows, their mult-adds and the memory of forward and backward pass are torchinfo's. It
     counts weights times samples for a layer, so that a sequence's length and attention are left
@@ -92,7 +93,10 @@ def summary(
         handle.remove()
         # torchinfo remembers the last table of each class, and with it the model
         torchinfo.torchinfo.clear_cached_forward_pass()
-    text = _layout(model, statistics, inputs, counter.get_total_flops())
+    with preserved(model), naming_inputs(*inputs):
+        model.eval()
+        kept_bytes = bytes_kept_for_backward(model, *inputs)
+    text = _layout(model, statistics, inputs, counter.get_total_flops(), kept_bytes)
     print(text)  # noqa: T201
     return text
 
@@ -128,7 +132,7 @@ def flop_summary(model: nn.Module, input_data: Any) -> int:
     return int(counter.get_total_flops())
 
 
-def _layout(model: nn.Module, statistics: Any, inputs: Any, num_flops: int) -> str:
+def _layout(model: nn.Module, statistics: Any, inputs: Any, num_flops: int, kept_bytes: int) -> str:
     """Return torchinfo's rows with totals of our own below them.
 
     torchinfo 1.8 counts a parameter again for each layer that holds it, and writes the unit of
@@ -156,6 +160,7 @@ def _layout(model: nn.Module, statistics: Any, inputs: Any, num_flops: int) -> s
         f"Total FLOPs: {num_flops:,}",
         divider,
         *_memory(input_bytes, activation_bytes, parameter_bytes, total_bytes),
+        *_training_memory(kept_bytes, parameters),
         divider,
     ]
     return "\n".join(lines)
@@ -166,3 +171,9 @@ def _memory(inputs: int, activations: int, parameters: int, total: int) -> Itera
     yield f"Forward/backward pass size (MB): {activations / _MEGABYTE:.3f}"
     yield f"Params size (MB): {parameters / _MEGABYTE:.3f}"
     yield f"Estimated Total Size (MB): {total / _MEGABYTE:.3f}"
+
+
+def _training_memory(kept: int, parameters: list[nn.Parameter]) -> Iterator[str]:
+    gradients = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+    yield f"Kept from forward for backward, measured (MB): {kept / _MEGABYTE:.3f}"
+    yield f"Gradients of the parameters (MB): {gradients / _MEGABYTE:.3f}"

@@ -1,0 +1,171 @@
+"""The experiments have right answers, and what is written of them is what was measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import matplotlib.image
+import pytest
+import torch
+from experiments.outcomes import TINY, with_second_device
+from typer.testing import CliRunner
+
+from hotloop.cli import app
+from hotloop.errors import ExperimentError, SettingsError
+from hotloop.experiments.bench import image, regression
+from hotloop.experiments.bench.catalogue import CATALOGUE
+from hotloop.experiments.bench.chart import COLOURS, draw_chart
+from hotloop.experiments.bench.files import read_json, write_csv, write_json
+from hotloop.experiments.bench.forms import FORMS
+from hotloop.experiments.bench.lessons import headline, lessons
+from hotloop.experiments.bench.peak_memory import PeakMemory
+from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec
+from hotloop.experiments.bench.pool import Pool
+from hotloop.experiments.bench.run import run_bench
+
+
+def ignore(*_):
+    """Show no progress."""
+
+
+def test_every_form_of_every_experiment_ran(outcome):
+    assert outcome.failures == []
+    assert outcome.measured == list(EXPERIMENTS)
+    assert [row.form for row in outcome.rows_of("matmul")] == ["textbook", "warm", "out="]
+    for name in ("linear-regression", "image"):
+        assert [row.form for row in outcome.rows_of(name)] == list(FORMS)
+    assert all(row.right for row in outcome.rows_of("matmul"))
+    assert outcome.import_seconds > 0
+    assert any("No accelerator took part" in note for note in outcome.notes)
+
+
+def test_rates_and_shares_follow_from_the_seconds(outcome):
+    rates = outcome.rates_of("cpu")
+    row = outcome.find("matmul", "cpu", "warm")
+    assert row.count == TINY.matmul_calls
+    assert row.fastest <= row.median <= row.slowest
+    assert row.flops_per_second == pytest.approx(2 * 600 * 600 * 200 / row.median)
+    assert row.bytes_per_second == pytest.approx(4 * (2 * 600 * 200 + 600**2) / row.median)
+    assert row.flops_share == pytest.approx(row.flops_per_second / rates["float32"])
+    assert row.bytes_share == pytest.approx(row.bytes_per_second / rates["copy"])
+
+
+def test_rounds_are_pooled_and_the_first_block_is_apart(outcome):
+    row = outcome.find("linear-regression", "cpu", "floor")
+    assert row.count == TINY.rounds * (TINY.regression_blocks - 1)
+    assert "w = (" in row.detail
+    assert outcome.find("image", "cpu", "floor").count == TINY.image_epochs - 1
+
+
+def test_the_forms_agree(outcome):
+    losses = [row.answer for row in outcome.rows_of("linear-regression")]
+    assert max(losses) - min(losses) < 1e-3
+    assert abs(losses[0] - 4.0) < 0.6  # 2,000 rows: the noise's variance is uncertain itself
+
+
+def test_the_regression_through_keras_model_ends_at_the_noise():
+    sizes = Sizes(rounds=1)
+    assert sizes.regression_rows == 1_000_000
+    assert sizes.regression_steps == 500
+    spec = Spec("linear-regression", "KerasModel", "cpu", sizes)
+    form = regression.run(spec, ignore).forms[0]
+    assert form.answer == pytest.approx(4.0, abs=0.02)
+    assert CATALOGUE["linear-regression"].is_right(form.answer)
+    assert not CATALOGUE["linear-regression"].is_right(4.03)
+    assert len(form.seconds) == sizes.regression_blocks - 1
+
+
+def test_the_operations_of_the_image_job_are_those_of_its_layers():
+    sizes = Sizes(image_train=128, image_val=128, image_epochs=2)
+    result = image.run(Spec("image", "floor", "cpu", sizes, image_data="digits"), ignore)
+    first = 2 * 26 * 26 * 32 * 9
+    second = 2 * 9 * 9 * 64 * 32 * 25
+    linear = 2 * (64 * 32 + 32 * 10)
+    forward = first + second + linear
+    # backward: weights of all layers, and inputs of all but the first
+    assert result.flops == 128 * (forward + forward + second + linear) + 128 * forward
+
+
+def test_peak_memory_is_what_came_on_top():
+    with PeakMemory(torch.device("cpu")) as memory:
+        held = torch.ones(64 * 2**20 // 4)
+        held += 1
+    if memory.num_bytes is None:
+        pytest.skip("this system does not reset a process's peak")
+    assert 0.9 * held.nbytes < memory.num_bytes < 2 * held.nbytes
+
+
+def test_files_hold_the_figures(outcome, tmp_path):
+    write_json(outcome, tmp_path / "bench.json")
+    assert read_json(tmp_path / "bench.json") == outcome
+    write_csv(outcome, tmp_path / "bench.csv")
+    with (tmp_path / "bench.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["median"]) for row in rows] == [row.median for row in outcome.rows]
+
+
+def test_the_chart_has_a_bar_of_each_form(outcome, tmp_path):
+    path = tmp_path / "bench.png"
+    draw_chart(with_second_device(outcome, 30.0), path)
+    pixels = (255 * matplotlib.image.imread(path)[..., :3]).round().astype(int)
+    for form in ("warm", "KerasModel", "floor", "textbook"):
+        colour = [int(COLOURS[form][i : i + 2], 16) for i in (1, 3, 5)]
+        assert (abs(pixels - colour).max(axis=-1) <= 2).sum() > 500, form
+
+
+def test_lessons_say_the_measured_numbers_and_only_of_devices_that_took_part(outcome):
+    text = " ".join(p for name in outcome.measured for p in lessons(outcome, name))
+    assert "cpu (" in text
+    assert "cuda" not in text
+    floor = outcome.find("linear-regression", "cpu", "floor")
+    assert f"{floor.bytes_per_second / 1e9:.2g}"[:3] in text
+    both = with_second_device(outcome, 50.0)
+    text = " ".join(p for name in both.measured for p in lessons(both, name))
+    assert "50.0 times less" in text
+    assert "paid back after" in text
+    slower = with_second_device(outcome, 0.5)
+    assert "too small for it" in " ".join(lessons(slower, "image"))
+    assert all(headline(both, name) for name in both.measured)
+
+
+def test_what_fails_is_named_and_the_pool_goes_on():
+    with Pool() as pool:
+        bad = Spec("image", "floor", "cpu", TINY, image_data="no-such-data")
+        with pytest.raises(ExperimentError, match=r"image, floor.*no-such-data"):
+            pool.run(bad, ignore)
+        good = Spec("matmul", "", "cpu", TINY)
+        assert len(pool.run(good, ignore)["forms"]) == 3
+
+
+def test_nothing_that_could_run_is_an_error():
+    with pytest.raises(ExperimentError, match="failed on cpu"):
+        run_bench(["image"], ["cpu"], sizes=TINY, image_data="no-such-data")
+
+
+@pytest.mark.parametrize("arguments", [["--devices", "cuda:97"], ["--devices", ""]])
+def test_a_device_that_is_not_here_is_refused_before_anything_runs(arguments, tmp_path):
+    result = CliRunner().invoke(app, ["bench", "matmul", *arguments, "--out", str(tmp_path / "x")])
+    assert isinstance(result.exception, SettingsError)
+    assert "is not on this machine" in str(result.exception)
+    with pytest.raises(SettingsError, match="is not known"):
+        run_bench(["cooking"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["bench", "matmul", "--out", str(tmp_path / "file")])
+    assert isinstance(result.exception, SettingsError)
+    assert "cannot be written" in str(result.exception)
+
+
+def test_the_command_writes_everything_and_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr("hotloop.experiments.bench.run.QUICK", TINY)
+    arguments = ["bench", "matmul", "--quick", "--devices", "cpu", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"report.html", "bench.png", "bench.csv", "bench.json"}
+    assert "report.html" in result.output
+    assert "matmul" in result.output
+    assert json.loads((tmp_path / "bench.json").read_text())["quick"] is True

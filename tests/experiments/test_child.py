@@ -1,0 +1,47 @@
+"""The process that is forked for each job."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = str(Path(__file__).parents[2] / "src")
+SCRIPT = """
+import torch
+
+def touch(*_, **__):
+    raise AssertionError("a device was touched before the fork, which could not use it then")
+
+for module in (torch.cuda, torch.xpu, torch.accelerator):
+    for name in ("is_available", "device_count", "init", "current_device", "current_accelerator"):
+        if hasattr(module, name):
+            setattr(module, name, touch)
+
+import hotloop.experiments.bench.child
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_no_device_is_touched_before_the_fork():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_ends_when_its_input_ends():
+    done = subprocess.run(
+        [sys.executable, "-m", "hotloop.experiments.bench.child"],
+        input="",
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, '{"ready": true}\n')

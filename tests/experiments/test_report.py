@@ -1,0 +1,97 @@
+"""The report, in a real browser: its charts are drawn, on a light and on a dark page."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from experiments.outcomes import with_second_device
+
+from hotloop.experiments.bench.report import make_report, write_report
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+LIGHT = {"warm": "#4f7fe6", "keras": "#e8743b", "floor": "#2a9d8f", "textbook": "#8d99ae"}
+DARK = {"warm": "#6d97f0", "keras": "#f0854f", "floor": "#39b3a4", "textbook": "#77839a"}
+DARK_PAGE, LIGHT_PAGE = "#14171d", "#fbfaf7"
+
+
+def browse(report: Path, folder: Path, *options: str) -> str:
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}", *options, report.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def count_pixels(path: Path, colour: str) -> int:
+    pixels = (255 * matplotlib.image.imread(path)[..., :3]).round().astype(int)
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((abs(pixels - wanted).max(axis=-1) <= 2).sum())
+
+
+def test_it_needs_nothing_from_outside(outcome):
+    html = make_report(outcome)
+    assert not re.search(r"""(?:src|href)=["'](?!#)""", html)
+    assert "url(" not in html
+    assert "http" not in html
+    assert "@import" not in html
+
+
+def test_it_has_the_numbers_of_the_run(outcome):
+    html = make_report(outcome)
+    assert html.count("<svg viewBox") >= 4  # a chart each, and the roof
+    assert "an invented device" not in html
+    assert "No accelerator took part" in html
+    both = make_report(with_second_device(outcome, 30.0))
+    assert "paid back after" in both
+    assert both.count('aria-label="roofline') == 2
+
+
+def test_what_the_user_named_is_text_and_not_markup(outcome):
+    odd = with_second_device(outcome, 2.0)
+    odd.devices[0]["name"] = "<script>alert(1)</script>"
+    odd.failures = ["the experiment '<b>' failed"]
+    html = make_report(odd)
+    assert "<script>" not in html
+    assert "&lt;b&gt;" in html
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("options", "colours", "page"),
+    [((), LIGHT, LIGHT_PAGE), (("--blink-settings=preferredColorScheme=0",), DARK, DARK_PAGE)],
+    ids=["light", "dark"],
+)
+def test_its_charts_are_drawn(outcome, tmp_path, options, colours, page):
+    report, picture = tmp_path / "report.html", tmp_path / "report.png"
+    write_report(outcome, report)
+    browse(report, tmp_path, *options, "--window-size=1000,5200", f"--screenshot={picture}")
+    assert count_pixels(picture, page) > 100_000
+    for form, colour in colours.items():
+        assert count_pixels(picture, colour) > 1_000, form  # a key's square alone has 196
+
+
+@needs_browser
+def test_the_browser_lays_out_each_bar_in_proportion(outcome, tmp_path):
+    report = tmp_path / "report.html"
+    write_report(outcome, report)
+    script = (
+        "<script>document.body.dataset.widths=JSON.stringify([...document.querySelectorAll("
+        "'#linear-regression rect.bar')].map(b=>b.getBoundingClientRect().width))</script>"
+    )
+    report.write_text(report.read_text().replace("</body>", f"{script}</body>"))
+    dom = browse(report, tmp_path, "--window-size=1000,2000", "--dump-dom")
+    found = re.search(r'data-widths="\[([^"]*)\]"', dom)
+    widths = [float(width) for width in found.group(1).split(",")]
+    medians = [row.median for row in outcome.rows_of("linear-regression")]
+    for width, median in zip(widths, medians, strict=True):
+        assert width / max(widths) == pytest.approx(median / max(medians), abs=0.02)

@@ -27,6 +27,7 @@ class VisMetric(Callback):
         self.figsize, self.save_path = figsize, save_path
         self._started = time.perf_counter()
         self._drawing_seconds = 0.0
+        self._told = False
 
     def on_fit_start(self, model: TrainedModel) -> None:
         """Say where the plot will be."""
@@ -49,5 +50,10 @@ class VisMetric(Callback):
         started = time.perf_counter()
         num_rows = len(model.history[model.monitor])
         history = {name: column[:num_rows] for name, column in model.history.items()}
-        save_history_plot(history, self.save_path, model.monitor, model.mode, self.figsize)
+        try:
+            save_history_plot(history, self.save_path, model.monitor, model.mode, self.figsize)
+        except OSError as error:  # a full disk must not end the training
+            if not self._told:
+                model.accelerator.print(f"the plot could not be written: {error}")
+            self._told = True
         self._drawing_seconds += time.perf_counter() - started

@@ -167,6 +167,10 @@ def as_batches(
                 f"pass batch_size=, or wrap it in a DataLoader."
             )
         in_order = isinstance(data, IterableDataset)
+        if not in_order and hasattr(data, "__len__") and not len(data):
+            raise DataError(
+                f"{role} is empty: its data set has 0 samples; pass data with at least one."
+            )
         loader = DataLoader(data, batch_size=batch_size, shuffle=shuffle and not in_order)
         source = BatchSource(loader, role, device)
         source.loader_is_ours = not in_order
@@ -217,6 +221,10 @@ def _arrays_dataset(data: Any, role: str) -> TensorDataset:
         raise DataError(
             f"the arrays of {role} differ in length ({describe(tensors, role)}): "
             f"pass arrays with one row for each sample."
+        )
+    if not len(tensors[0]):
+        raise DataError(
+            f"{role} is empty: its arrays have no row; pass data with at least one sample."
         )
     return TensorDataset(*tensors)
 

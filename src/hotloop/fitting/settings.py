@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hotloop.errors import SettingsError
-from hotloop.fitting.resume.settings import ResumeSettings
+from hotloop.fitting.resume.settings import ResumeSettings, is_one_of
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -56,11 +56,11 @@ class FitSettings:
         precision = "no" if self.mixed_precision is None else self.mixed_precision
         _check_choice("mixed_precision", precision, PRECISIONS)
         _check_choice("scheduler_interval", self.scheduler_interval, ("step", "epoch"))
-        if self.compile not in (True, False, "auto"):
+        if not is_one_of(self.compile, (True, False, "auto")):
             raise SettingsError(
                 f"compile={self.compile!r} is not known: pass True, False or 'auto'."
             )
-        if self.tf32 not in (True, False, None):
+        if not is_one_of(self.tf32, (True, False, None)):
             raise SettingsError(f"tf32={self.tf32!r} is not known: pass True, False or None.")
         if self.compile is True and self.exact:
             raise SettingsError(
@@ -101,7 +101,7 @@ class FitSettings:
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not is_one_of(value, choices):
         listed = " or ".join(repr(choice) for choice in choices)
         raise SettingsError(f"{name}={value!r} is not known: pass {listed}.")
 

@@ -30,7 +30,7 @@ class ResumeSettings:
     on_bad_sample: str = "raise"
 
     def __post_init__(self) -> None:
-        if self.resume not in (True, False, "force"):
+        if not is_one_of(self.resume, (True, False, "force")):
             raise SettingsError(
                 f"resume={self.resume!r} is not known: pass True, False or 'force'."
             )
@@ -48,7 +48,7 @@ class ResumeSettings:
             )
 
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if not is_one_of(getattr(self, name), choices):
                 listed = " or ".join(repr(choice) for choice in choices)
                 raise SettingsError(f"{name}={getattr(self, name)!r} is not known: pass {listed}.")
         if self.on_non_finite == "rewind" and not self.saves:
@@ -67,3 +67,8 @@ def run_folder_of(ckpt_path: str | os.PathLike[str]) -> Path:
     """Return the run folder that belongs to a file of weights: its name with ``.run`` behind."""
     path = Path(ckpt_path)
     return path.with_name(path.name + ".run")
+
+
+def is_one_of(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Tell whether a plain value is among ``choices``; arrays and tensors are not comparable."""
+    return isinstance(value, (str, bool, type(None))) and value in choices

@@ -25,6 +25,8 @@ from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.step import StepRunner
 from hotloop.hardware import choose_device
 from hotloop.metrics.accumulate import check_metrics
+from hotloop.timing.clock import StepClock
+from hotloop.timing.report import MeasuredPeak, TimeReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +88,8 @@ class KerasModel(nn.Module):
         self.history: dict[str, list[Any]] = {}
         self.accelerator: Accelerator | None = None
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
+        self.measured_peak: MeasuredPeak | None = None  # by diagnose
+        self._clock: StepClock | None = None  # of the last fit
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the net's output for inputs that are where the net is."""
@@ -132,6 +136,10 @@ class KerasModel(nn.Module):
         batch_transform: Callable[..., Any] | None = None,
         compile: bool | Literal["auto"] = False,
         tf32: bool | None = None,
+        tune: Literal["auto"] | None = None,
+        trace_steps: tuple[int, int] | None = None,
+        trace_path: str | os.PathLike[str] = "trace.json",
+        trace_memory: bool = False,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -176,6 +184,12 @@ class KerasModel(nn.Module):
             tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
                 False computes products and convolutions in full float32; None leaves torch's
                 settings. They are put back after the fit.
+            tune: "auto" chooses the number of loader workers while training, where batches and
+                random numbers stay exactly the same, and says what it did. See docs/doctor.md.
+            trace_steps: ``(first, last)``: record these training steps, counted from 1 over all
+                epochs, as a trace for https://ui.perfetto.dev.
+            trace_path: the file for it, JSON, or packed where the name ends in ".json.gz".
+            trace_memory: record allocations in the trace; on CUDA also a memory snapshot beside.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -201,13 +215,17 @@ class KerasModel(nn.Module):
             batch_transform=batch_transform,
             compile=compile,
             tf32=tf32,
+            tune=tune,
+            trace_steps=trace_steps,
+            trace_path=trace_path,
+            trace_memory=trace_memory,
         )
         choice = choose_device(cpu)
         sources = _make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot))
-        self.accelerator = run.accelerator
+        self.accelerator, self._clock = run.accelerator, run.clock
         self.history = {}
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
@@ -269,6 +287,19 @@ class KerasModel(nn.Module):
                 args, kwargs = unpacker.inputs_only(batch)
                 outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
         return concatenate(outputs)
+
+    def time_report(self) -> TimeReport:
+        """Return where the time of the last ``fit`` went; callbacks may ask while it runs.
+
+        Returns:
+            Printed, it is a list; ``table()`` is a DataFrame, ``plot()`` a stacked chart.
+
+        Raises:
+            SettingsError: there was no fit yet.
+        """
+        if self._clock is None or self.accelerator is None:
+            raise SettingsError("there is no time to report, for fit was not called: call it first")
+        return TimeReport(self._clock, str(self.accelerator.device), self.measured_peak)
 
     def save_ckpt(
         self, ckpt_path: str | os.PathLike[str] | None = None, accelerator: Any = None

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from hotloop.data.feed import Feed
 from hotloop.errors import DataError
 from hotloop.nested import describe
+from hotloop.timing.clock import StepClock
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -28,9 +29,11 @@ class BatchSource:
         num_batches: batches an epoch; None when unknown.
         device: where batches go.
         loader_is_ours: whether hotloop made the loader, and may choose its workers.
+        clock: times what moving a batch takes; None where nobody asked.
     """
 
     loader_is_ours = False
+    clock: StepClock | None = None
 
     def __init__(self, batches: Iterable[Any], role: str, device: torch.device) -> None:
         self.batches = batches
@@ -71,7 +74,7 @@ class BatchSource:
         Raises:
             DataError: the samples of a batch do not stack, or there is no batch at all.
         """
-        feed = Feed(self.device)
+        feed = Feed(self.device, self.clock)
         num_read = 0
         for host_batch in itertools.islice(self._read(), self.num_batches):
             num_read += 1

@@ -27,6 +27,7 @@ from hotloop.metrics.accumulate import (
     weighted_mean,
 )
 from hotloop.nested import count_samples
+from hotloop.timing.clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class EpochOptions:
         interrupt: how the user stops.
         epoch: counted from 1; 0 outside ``fit``.
         threads: a trial of the number of threads over training steps; None for none.
+        clock: times waits and steps.
     """
 
     progress: Progress = field(default_factory=Progress)
     interrupt: Interrupt = field(default_factory=Interrupt)
     epoch: int = 0
     threads: ThreadTrial | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
 
 class EpochRunner:
@@ -73,9 +76,10 @@ class EpochRunner:
             they returned as metrics, and the metric objects' values over the epoch; names carry
             the stage before them.
         """
-        step_runner, progress = self.step_runner, self.options.progress
+        step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
+        last_part = "metrics" if isinstance(step_runner, StepRunner) else "step"
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
-        display = _Display(self.stage, progress, metrics, self._logs, self._flush)
+        display = _Display(self.stage, progress, metrics, self._logs, self._flush, clock)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
@@ -84,6 +88,8 @@ class EpochRunner:
             if self.stage == "train":
                 self.accelerator.count_batch(last=step == dataloader.num_batches)
             losses, step_values = step_runner(batch)
+            if clock.detailed:
+                clock.lap(last_part)
             num_samples = count_samples(batch)
             for name, value in losses.items():
                 self._log(name).append(value, num_samples)
@@ -96,8 +102,9 @@ class EpochRunner:
         self._check_finite()
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
-        self._flush()
-        values.update(compute_metrics(metrics, self.stage))
+        with clock.phase("metrics"):
+            self._flush()
+            values.update(compute_metrics(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
             values["lr"] = to_host(step_values["lr"])
@@ -109,8 +116,11 @@ class EpochRunner:
         pairs = iter(dataloader.iterate_with_host())
         on_accelerator = dataloader.device.type != "cpu"
         standard = isinstance(self.step_runner, StepRunner)
+        clock = self.options.clock
         while True:
+            clock.begin_wait()
             pair = self.options.interrupt.next_from(pairs)
+            clock.end_wait(pair is not None)
             if pair is None:
                 return
             if on_accelerator and standard:
@@ -162,8 +172,9 @@ class _Display:
         metrics: torch.nn.Module,
         logs: dict[str, LossLog],
         flush: Callable[[], None],
+        clock: StepClock,
     ) -> None:
-        self.flush = flush
+        self.flush, self.clock = flush, clock
         self.prefix = f"{stage}_"
         self.progress = progress
         self.metrics = metrics
@@ -179,7 +190,8 @@ class _Display:
             if values is not None:
                 self.progress.show(dict(zip(self._names, values, strict=True)))
         elif due:
-            self._show(step_values)
+            with self.clock.phase("display"):
+                self._show(step_values)
 
     def _show(self, step_values: Mapping[str, Any]) -> None:
         values = {name.removeprefix(self.prefix): v for name, v in self._running(step_values)}

@@ -15,6 +15,7 @@ from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
 from hotloop.data.resident import make_source
+from hotloop.data.tuned import tune_source
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import MonitorError, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
@@ -37,6 +38,9 @@ from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import metric_names, to_host
 from hotloop.metrics.batched import BatchedUpdates
+from hotloop.timing.clock import StepClock
+from hotloop.timing.report import TimeReport
+from hotloop.timing.trace import StepTrace
 
 _SHORT_RUN_STEPS = 100
 
@@ -107,15 +111,37 @@ class FitRun:
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
         self.float32_mode = Float32Mode(settings.tf32, self.device)
+        self.clock = self.make_clock()
         if not settings.exact:
             self._choose_speedups()
+
+    def make_clock(self) -> StepClock:
+        """Return what times the run."""
+        settings, trace = self.settings, None
+        if settings.trace_steps is not None and is_main_process():
+            trace = StepTrace(
+                settings.trace_steps,
+                settings.trace_path,
+                settings.trace_memory,
+                self.device,
+                self.progress.message,
+            )
+        return StepClock(self.device, trace)
+
+    @property
+    def time_report(self) -> TimeReport:
+        """Where the time went so far."""
+        return TimeReport(self.clock, str(self.device), getattr(self.model, "measured_peak", None))
 
     def run(self, callbacks: Sequence[Any]) -> None:
         """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
         epochs = self.settings.epochs
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
-        if not self.settings.exact:
-            self._make_resident()
+        with self.clock.phase("setup"):
+            if not self.settings.exact:
+                self._make_resident()
+            if self.settings.tune == "auto":
+                self._tune()
         if self.fused is not None:
             self.fused.apply()
         if self.host_memory is not None:
@@ -127,6 +153,8 @@ class FitRun:
             self._train(epochs, callbacks)
         finally:
             self._undo_speedups()
+            self.clock.finish()
+        self.progress.message(self.time_report.line())
         wait_for_all()
         self.best.restore()
         self.model.net.eval()
@@ -151,7 +179,7 @@ class FitRun:
         row.update(self._run_stage("train", self.train_source, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
         _add_values(history, row)
-        call_hooks(callbacks, "on_train_epoch_end", model)
+        self._call_hooks(callbacks, "on_train_epoch_end")
         if self.val_source is not None:
             values = self._run_stage("val", self.val_source, epoch)
             _add_values(history, values)
@@ -160,17 +188,28 @@ class FitRun:
         is_best = self.stopping.update(self._score(row))
         if is_best:
             if is_main_process():
-                self.best.keep()
+                with self.clock.phase("checkpoint"):
+                    self.best.keep()
             self.best.saved = True
         self._step_scheduler(row)
-        call_hooks(callbacks, "on_validation_epoch_end", model)
-        self.progress.end_epoch(row, is_best)
+        self._call_hooks(callbacks, "on_validation_epoch_end")
+        with self.clock.phase("display"):
+            self.progress.end_epoch(row, is_best)
+
+    def _call_hooks(self, callbacks: Sequence[Any], hook: str) -> None:
+        for callback in callbacks:
+            with self.clock.phase("callbacks", f"{type(callback).__name__}.{hook}"):
+                call_hooks([callback], hook, self.model)
 
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
+        source.clock = self.clock
+        self.clock.begin_stage(stage, epoch)
         runner = self._make_step_runner(stage, epoch)
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
-            epoch_runner.options = EpochOptions(self.progress, self.interrupt, epoch, self.threads)
+            epoch_runner.options = EpochOptions(
+                self.progress, self.interrupt, epoch, self.threads, self.clock
+            )
         graph = self.graph if stage == "train" else None
         if graph is not None:
             graph.start_epoch()
@@ -180,6 +219,7 @@ class FitRun:
         finally:
             if graph is not None:
                 graph.finish()
+            self.clock.end_stage()
         return {name: to_host(value) for name, value in values.items()}
 
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
@@ -217,6 +257,7 @@ class FitRun:
                 transform=self.transform,
                 direct=training and self.fused is not None,
                 graph=self.graph if training else None,
+                clock=self.clock,
             )
         return runner
 
@@ -244,6 +285,12 @@ class FitRun:
         self.train_source = make_source(self.train_source, num_epochs, share, say)
         if self.val_source is not None:
             self.val_source = make_source(self.val_source, num_epochs, share, say)
+
+    def _tune(self) -> None:
+        """Choose the loaders' workers while training; the numbers stay what they are."""
+        self.train_source = tune_source(self.train_source, self.progress.message)
+        if self.val_source is not None:
+            self.val_source = tune_source(self.val_source, self.progress.message)
 
     def _make_thread_trial(self) -> ThreadTrial | None:
         """Return a trial of the number of threads; none before a graph in a very short run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.nested import count_samples
+from hotloop.timing.clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StepOptions:
         transform: changes training batches on the device, before the net sees them.
         direct: the fused optimizer's kernel may be called without its Python layers.
         graph: runs training steps as one graph where it can.
+        clock: times the parts of a step, where it asks for that.
     """
 
     compute: Callable[[Any], Any] | None = None
@@ -48,6 +50,7 @@ class StepOptions:
     transform: Callable[[Any], Any] | None = None
     direct: bool = False
     graph: GraphedStep | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
 
 class StepRunner:
@@ -93,20 +96,29 @@ class StepRunner:
             over the epoch's samples; the metric objects keep their own state.
         """
         self._num_steps += 1
-        options = self.options
+        options, clock = self.options, self.options.clock
         if options.direct and self._direct is None and self.accelerator.scaler is None:
             self._direct = DirectStep(self.optimizer)
         if options.transform is not None and self.stage == "train":
             batch = options.transform(batch)
         if options.layout is not None:
             batch = options.layout.prepare(batch, self._try_loss)
+        if clock.detailed:
+            clock.lap("transform")
         if self.stage != "train" or self.optimizer is None:
             output = self.forward(batch)
             loss: Any = self._read_on_host(output.loss, batch)
+            if clock.detailed:
+                clock.lap("forward")
         elif options.graph is not None:
             self.compute_loss.label_range.check_again()
+            num_builds = options.graph.num_builds
             output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
             loss = self._read_on_host(output.loss, batch)
+            if options.graph.num_builds != num_builds:
+                clock.set_up()
+            elif clock.detailed:
+                clock.lap("graph")
         else:
             output = self._train_eagerly(batch)
             loss = output.loss
@@ -126,7 +138,11 @@ class StepRunner:
         """Run forward, backward and the optimizer; the loss is a number where reading is free."""
         output = self.forward(batch)
         loss = self._read_on_host(output.loss, batch)
+        if self.options.clock.detailed:
+            self.options.clock.lap("forward")
         self.optimize(output.loss, count_samples(batch))
+        if self.options.clock.detailed:
+            self.options.clock.lap("optimizer")
         return replace(output, loss=loss)
 
     def forward(self, batch: Any) -> StepOutput:
@@ -161,6 +177,8 @@ class StepRunner:
             if num_samples != self._first_samples:
                 loss = loss * (num_samples / self._first_samples)
         accelerator.backward_unscaled(loss)
+        if self.options.clock.detailed:
+            self.options.clock.lap("backward")
         if accelerator.sync_gradients:
             self.finish_group()
             self.clear_gradients()

@@ -199,6 +199,11 @@ class GraphedStep:
         return output
 
     @property
+    def num_builds(self) -> int:
+        """How often a graph was built, or its building begun."""
+        return self._num_builds
+
+    @property
     def module(self) -> Any:
         """Net and loss as one module."""
         return self._module

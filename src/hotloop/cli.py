@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotloop.experiments.bench.command import bench
+from hotloop.experiments.devices_command import devices
+
 if TYPE_CHECKING:
     from hotloop.datasets import Splits
 
@@ -47,6 +50,10 @@ class MixedPrecision(StrEnum):
 @app.callback()
 def _explain() -> None:
     """Train PyTorch models at the speed of a loop tuned by hand."""
+
+
+app.command()(devices)
+app.command()(bench)
 
 
 @app.command()
@@ -118,38 +125,6 @@ def train(
     )
 
 
-@app.command()
-def devices(
-    cpu: Annotated[
-        bool, typer.Option("--cpu", help="Show the choice that cpu=True would make.")
-    ] = False,
-) -> None:
-    """List this machine's devices, and say which one hotloop would train on and why."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from hotloop.hardware import choose_device
-    from hotloop.hardware import devices as list_devices
-
-    table = Table(title="devices")
-    for column in ("device", "name", "memory", "free", "capability"):
-        table.add_column(column)
-    found = list_devices()
-    for info in found:
-        table.add_row(
-            info.device,
-            info.name,
-            _gibibytes(info.memory_bytes),
-            _gibibytes(info.free_bytes),
-            info.capability,
-        )
-    console = Console()
-    console.print(table)
-    num_accelerators = len(found) - 1
-    console.print(f"accelerators: {num_accelerators}")
-    console.print(f"hotloop would train on {choose_device(cpu)}", soft_wrap=True, highlight=False)
-
-
 def main() -> None:
     """Run the command line; a known error is one sentence and exit code 1."""
     from hotloop.errors import HotloopError
@@ -175,10 +150,6 @@ def _load(data: Data, folder: Path | None) -> tuple[str, Splits]:
     except DatasetUnavailableError as error:
         typer.echo(f"{error}\nTraining on the 1,797 digits that ship with hotloop instead.")
         return Data.DIGITS.value, load_data(Data.DIGITS.value)
-
-
-def _gibibytes(num_bytes: int | None) -> str:
-    return "unknown" if num_bytes is None else f"{num_bytes / 2**30:.1f} GiB"
 
 
 if __name__ == "__main__":

@@ -67,6 +67,10 @@ class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 
 
+class ExperimentError(HotloopError, RuntimeError):
+    """An experiment of ``hotloop bench`` could not be run; the message has its own error."""
+
+
 class MissingExtraError(HotloopError, ImportError):
     """An optional package is needed for a feature and is not installed."""
 

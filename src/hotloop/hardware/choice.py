@@ -1,4 +1,4 @@
-"""The device to train on, with the reason, and what this machine has."""
+"""The device to train on, with the reason."""
 
 from __future__ import annotations
 
@@ -31,25 +31,6 @@ class DeviceChoice:
         return f"{self.device} ({self.name}): {self.reason}"
 
 
-@dataclass(frozen=True)
-class DeviceInfo:
-    """One device of this machine.
-
-    Attributes:
-        device: as torch writes it, ``cuda:0``.
-        name: the hardware's name.
-        memory_bytes: its memory in all; None where the backend does not tell.
-        free_bytes: what is free of it now; None where the backend does not tell.
-        capability: the backend's own words ("compute capability 9.0", "2 cores, 2 threads").
-    """
-
-    device: str
-    name: str
-    memory_bytes: int | None
-    free_bytes: int | None
-    capability: str
-
-
 def choose_device(cpu: bool = False) -> DeviceChoice:
     """Choose the device to train on: the accelerator that torch sees, else the CPU.
 
@@ -78,17 +59,6 @@ def choose_device(cpu: bool = False) -> DeviceChoice:
 def accelerator_available() -> bool:
     """Tell whether torch sees an accelerator that works (CUDA, ROCm, MPS, XPU, NPU, ...)."""
     return torch.accelerator.is_available()
-
-
-def devices() -> list[DeviceInfo]:
-    """Return every device of this machine, accelerators first, the CPU last."""
-    found: list[DeviceInfo] = []
-    accelerator = torch.accelerator.current_accelerator() if accelerator_available() else None
-    if accelerator is not None:
-        count = torch.accelerator.device_count()
-        found = [_accelerator_info(torch.device(accelerator.type, i)) for i in range(count)]
-    found.append(_cpu_info())
-    return found
 
 
 def accelerator_name(device: torch.device) -> str:
@@ -120,33 +90,3 @@ def _current_index() -> int:
     if hasattr(accelerator, "current_device_index"):
         return int(accelerator.current_device_index())
     return int(accelerator.current_device_idx())  # its name in torch 2.6
-
-
-def _accelerator_info(device: torch.device) -> DeviceInfo:
-    module: Any = torch.get_device_module(device)
-    free_bytes = memory_bytes = None
-    if hasattr(module, "mem_get_info"):
-        free_bytes, memory_bytes = (int(value) for value in module.mem_get_info(device))
-    capability = ""
-    if hasattr(module, "get_device_capability"):
-        found = module.get_device_capability(device)
-        if isinstance(found, tuple):
-            capability = f"compute capability {found[0]}.{found[1]}"
-    return DeviceInfo(str(device), accelerator_name(device), memory_bytes, free_bytes, capability)
-
-
-def _cpu_info() -> DeviceInfo:
-    memory_bytes = free_bytes = None
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(
-            line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line
-        )
-        memory_bytes = int(fields["MemTotal"].split()[0]) * 1024
-        free_bytes = int(fields["MemAvailable"].split()[0]) * 1024
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    capability = (
-        f"{cores} cores, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()}"
-    )
-    return DeviceInfo("cpu", cpu_name(), memory_bytes, free_bytes, capability)

@@ -1,0 +1,1 @@
+"""Three experiments on every device, timed honestly: ``hotloop bench``."""

@@ -1,0 +1,111 @@
+"""The processes that measure; ``hotloop.experiments.bench.pool`` starts them.
+
+One process imports torch and then forks itself for each line that it reads, so that each job has
+a fresh process without paying for the imports again. Where that is unsafe (other systems than
+Linux) it does one job itself, and ends.
+
+Each line read is a ``Spec``. Each line written is one event: ``{"ready": true}``,
+``{"done": 1, "of": 3, "text": "warm"}``, ``{"result": {...}}``, ``{"failed": "why"}`` and, after
+every job, ``{"ended": exit status}``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import traceback
+from dataclasses import asdict
+from typing import Any, TextIO
+
+import torch
+import torchmetrics  # noqa: F401 - imported here once, and not within what is timed
+
+from hotloop.experiments.bench.catalogue import CATALOGUE
+from hotloop.experiments.bench.plan import Spec
+from hotloop.hardware import describe_device, measure_rates
+
+CAN_FORK = platform.system() == "Linux"
+
+
+def run_spec(spec: Spec, write: Any) -> None:
+    """Run one job and write its events; what it raises is written as ``failed``."""
+    try:
+        _choose(torch.device(spec.device))
+        if spec.experiment == "rates":
+            write({"result": _measure_device(spec, write)})
+            return
+
+        def tell(done: int, of: int, text: str) -> None:
+            write({"done": done, "of": of, "text": text})
+
+        write({"result": asdict(CATALOGUE[spec.experiment].run(spec, tell))})
+    except Exception as error:  # noqa: BLE001 - the parent says what failed, and goes on
+        traceback.print_exc()
+        message = " ".join(str(error).split())
+        write({"failed": f"{type(error).__name__}: {message}"})
+
+
+def _measure_device(spec: Spec, write: Any) -> dict[str, Any]:
+    device = torch.device(spec.device)
+    num_told = 0
+
+    def say(text: str) -> None:
+        nonlocal num_told
+        write({"done": num_told, "of": 5, "text": text})
+        num_told += 1
+
+    rates = measure_rates(device, say, spec.sizes.rate_seconds)
+    return {**asdict(describe_device(device)), "rates": asdict(rates)}
+
+
+def _choose(device: torch.device) -> None:
+    """Make ``device`` the one that ``KerasModel.fit`` takes by itself."""
+    if device.type == "cpu" or device.index is None:
+        return
+    accelerator: Any = torch.accelerator
+    if hasattr(accelerator, "set_device_index"):
+        accelerator.set_device_index(device.index)
+    else:
+        accelerator.set_device_idx(device.index)  # its name in torch 2.6
+
+
+def _run_forked(spec: Spec, write: Any) -> int:
+    """Run one job in a fork of this process, and return how that ended."""
+    sys.stdout.flush()
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            run_spec(spec, write)
+            status = 0
+        finally:
+            sys.stderr.flush()
+            os._exit(status)  # this process's own clean-up is its parent's business
+    _, waited = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(waited)
+
+
+def main() -> None:
+    """Do the jobs on standard input until it ends."""
+    events: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what else prints does not disturb them
+
+    def write(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    write({"ready": True})
+    for line in sys.stdin:
+        spec = Spec.from_json(line)
+        if CAN_FORK:
+            write({"ended": _run_forked(spec, write)})
+            continue
+        run_spec(spec, write)
+        write({"ended": 0})
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -63,6 +63,10 @@ class CheckpointError(HotloopError, RuntimeError):
     """A checkpoint cannot be written, read, or does not fit the net."""
 
 
+class DiagnosisError(HotloopError, RuntimeError):
+    """A trial of the training cannot be run, or a script has none."""
+
+
 class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
 from hotloop.data.prediction import concatenate, prediction_batches
 from hotloop.data.unpack import Unpacker, predictions_of
+from hotloop.doctor import Diagnosis, diagnose
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
@@ -287,6 +289,43 @@ class KerasModel(nn.Module):
                 args, kwargs = unpacker.inputs_only(batch)
                 outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
         return concatenate(outputs)
+
+    def diagnose(
+        self,
+        train_data: Any,
+        val_data: Any = None,
+        seconds: float = 60.0,
+        callbacks: Sequence[Any] | None = None,
+        **fit_arguments: Any,
+    ) -> Diagnosis:
+        """Find out by short trials what bounds a ``fit``, and what each change would bring.
+
+        Trials run on copies: model, optimizer, scheduler and all random states stay as they are,
+        bitwise. Samples of the data are read.
+
+        Args:
+            train_data: as for ``fit``.
+            val_data: as for ``fit``.
+            seconds: to spend, at most (a single slow batch or step may run over).
+            callbacks: called once each, as copies, to time them; what they write is written.
+            **fit_arguments: what ``fit`` would be called with: batch_size, mixed_precision, ...
+
+        Returns:
+            Bottleneck, ceiling, ranked changes and mistakes; printed, it is a report.
+
+        Raises:
+            DiagnosisError: no trial can be run; says why.
+            SettingsError: an argument that ``fit`` would refuse.
+        """
+        for name in ("plot", "wandb", "quiet"):  # what is seen of a fit is no part of a trial
+            fit_arguments.pop(name, None)
+        known = {field.name for field in dataclasses.fields(FitSettings)}
+        if unknown := sorted(set(fit_arguments) - known):
+            raise SettingsError(f"fit has no argument {', '.join(unknown)}: leave it out.")
+        settings = FitSettings(**fit_arguments)
+        device = choose_device(settings.cpu).device
+        sources = _make_sources(train_data, val_data, device, settings.batch_size)
+        return diagnose(self, *sources, settings, seconds, callbacks or ())
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.

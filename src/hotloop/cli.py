@@ -136,6 +136,37 @@ def train(
 app.add_typer(checkpoint_app, name="checkpoint")
 
 
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def doctor(
+    context: typer.Context,
+    script: Annotated[Path, typer.Argument(help="A Python script that calls fit.")],
+    seconds: Annotated[float, typer.Option(min=1.0, help="For the trials, at most.")] = 60.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    with_callbacks: Annotated[
+        bool, typer.Option(help="Call copies of fit's callbacks once, to time them.")
+    ] = False,
+) -> None:
+    """Say where the time of a script's training goes, and what to do.
+
+    Runs SCRIPT with the arguments behind its name up to its first call of fit, and makes short
+    trials in place of that. Options of the doctor's own come before SCRIPT. What the script
+    prints goes to stderr.
+
+    Examples:
+      hotloop doctor --seconds 30 train.py --data images
+
+      hotloop doctor --json train.py > report.json
+    """
+    from hotloop.doctor.script import diagnose_script
+    from hotloop.model import KerasModel
+
+    found = diagnose_script(script, context.args, KerasModel, seconds, with_callbacks)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        found.print()
+
+
 def main() -> None:
     """Run the command line; a known error is one sentence and exit code 1."""
     from hotloop.errors import HotloopError, RunInterrupted

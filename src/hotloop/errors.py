@@ -122,6 +122,10 @@ class ProcessError(HotloopError, RuntimeError):
     """A process of several that train together ended before its work was done."""
 
 
+class DiagnosisError(HotloopError, RuntimeError):
+    """A trial of the training cannot be run, or a script has none."""
+
+
 class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 

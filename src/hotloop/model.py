@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +17,7 @@ from hotloop.data.prediction import concatenate, prediction_batches
 from hotloop.data.unpack import Unpacker, predictions_of
 from hotloop.distributed.devices import DevicePlan, plan_devices
 from hotloop.distributed.processes import is_main_process
+from hotloop.doctor import Diagnosis, diagnose
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
@@ -31,6 +33,8 @@ from hotloop.fitting.step import StepRunner
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.placement import explain_devices
+from hotloop.timing.clock import StepClock
+from hotloop.timing.report import MeasuredPeak, TimeReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +100,8 @@ class KerasModel(nn.Module):
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
+        self.measured_peak: MeasuredPeak | None = None  # by diagnose
+        self._clock: StepClock | None = None  # of the last fit
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the net's output for inputs that are where the net is."""
@@ -149,6 +155,10 @@ class KerasModel(nn.Module):
         on_non_finite: Literal["stop", "skip", "rewind"] = "stop",
         on_bad_sample: Literal["raise", "skip"] = "raise",
         devices: Literal["all"] | int | Sequence[int] | None = None,
+        tune: Literal["auto"] | None = None,
+        trace_steps: tuple[int, int] | None = None,
+        trace_path: str | os.PathLike[str] = "trace.json",
+        trace_memory: bool = False,
     ) -> pd.DataFrame:
         """Train, validate, stop early, and load the best weights back.
 
@@ -211,6 +221,12 @@ class KerasModel(nn.Module):
                 their numbers; with ``cpu=True`` that many CPU processes. One process for each
                 is started; a step takes the batch size times their number. Under torchrun the
                 processes that it started are joined. See docs/several_devices.md.
+            tune: "auto" chooses the number of loader workers while training, where batches and
+                random numbers stay exactly the same, and says what it did. See docs/doctor.md.
+            trace_steps: ``(first, last)``: record these training steps, counted from 1 over all
+                epochs, as a trace for https://ui.perfetto.dev.
+            trace_path: the file for it, JSON, or packed where the name ends in ".json.gz".
+            trace_memory: record allocations in the trace; on CUDA also a memory snapshot beside.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -246,6 +262,10 @@ class KerasModel(nn.Module):
                 on_non_finite=on_non_finite,
                 on_bad_sample=on_bad_sample,
             ),
+            tune=tune,
+            trace_steps=trace_steps,
+            trace_path=trace_path,
+            trace_memory=trace_memory,
         )
         plan = self._plan_devices(devices, cpu, arguments)
         if plan is not None and plan.starts_processes:
@@ -257,7 +277,7 @@ class KerasModel(nn.Module):
         progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
-        self.accelerator = run.accelerator
+        self.accelerator, self._clock = run.accelerator, run.clock
         self.history, self.skipped_steps, self.skipped_samples = {}, [], []
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
@@ -323,6 +343,56 @@ class KerasModel(nn.Module):
                 with explain_devices(net=self.net, inputs=args or kwargs):
                     outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
         return concatenate(outputs)
+
+    def diagnose(
+        self,
+        train_data: Any,
+        val_data: Any = None,
+        seconds: float = 60.0,
+        callbacks: Sequence[Any] | None = None,
+        **fit_arguments: Any,
+    ) -> Diagnosis:
+        """Find out by short trials what bounds a ``fit``, and what each change would bring.
+
+        Trials run on copies: model, optimizer, scheduler and all random states stay as they are,
+        bitwise. Samples of the data are read.
+
+        Args:
+            train_data: as for ``fit``.
+            val_data: as for ``fit``.
+            seconds: to spend, at most (a single slow batch or step may run over).
+            callbacks: called once each, as copies, to time them; what they write is written.
+            **fit_arguments: what ``fit`` would be called with: batch_size, mixed_precision, ...
+
+        Returns:
+            Bottleneck, ceiling, ranked changes and mistakes; printed, it is a report.
+
+        Raises:
+            DiagnosisError: no trial can be run; says why.
+            SettingsError: an argument that ``fit`` would refuse.
+        """
+        for name in ("plot", "wandb", "quiet"):  # what is seen of a fit is no part of a trial
+            fit_arguments.pop(name, None)
+        known = {field.name for field in dataclasses.fields(FitSettings)}
+        if unknown := sorted(set(fit_arguments) - known):
+            raise SettingsError(f"fit has no argument {', '.join(unknown)}: leave it out.")
+        settings = FitSettings(**fit_arguments)
+        device = choose_device(settings.cpu).device
+        sources = _make_sources(train_data, val_data, device, settings.batch_size)
+        return diagnose(self, *sources, settings, seconds, callbacks or ())
+
+    def time_report(self) -> TimeReport:
+        """Return where the time of the last ``fit`` went; callbacks may ask while it runs.
+
+        Returns:
+            Printed, it is a list; ``table()`` is a DataFrame, ``plot()`` a stacked chart.
+
+        Raises:
+            SettingsError: there was no fit yet.
+        """
+        if self._clock is None or self.accelerator is None:
+            raise SettingsError("there is no time to report, for fit was not called: call it first")
+        return TimeReport(self._clock, str(self.accelerator.device), self.measured_peak)
 
     def save_ckpt(
         self, ckpt_path: str | os.PathLike[str] | None = None, accelerator: Any = None

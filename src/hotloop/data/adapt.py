@@ -14,6 +14,7 @@ from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
 from hotloop.data.place import Place
 from hotloop.errors import DataError
 from hotloop.nested import describe
+from hotloop.timing.clock import StepClock
 
 DEFAULT_BATCH_SIZE = 32
 
@@ -31,9 +32,11 @@ class BatchSource:
         device: where batches go.
         place: where the epoch stands, and from where the next one goes on.
         loader_is_ours: whether hotloop made the loader, and may choose its workers.
+        clock: times what moving a batch takes; None where nobody asked.
     """
 
     loader_is_ours = False
+    clock: StepClock | None = None
 
     def __init__(self, batches: Iterable[Any], role: str, device: torch.device) -> None:
         self.batches = batches
@@ -76,7 +79,7 @@ class BatchSource:
             SampleError: a sample cannot be read.
             WorkerDiedError: a loader worker died.
         """
-        feed = Feed(self.device)
+        feed = Feed(self.device, self.clock)
         self.place.begin()
         for host_batch in self._read():
             self.place.advance(host_batch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from hotloop.nested import iterate_leaves, map_leaves, to_device
+from hotloop.timing.clock import StepClock
 
 
 class Feed:
@@ -16,14 +18,27 @@ class Feed:
     runs beside the kernels of the step before, which the host has only queued; the step waits for
     it on the device and not on the host. Batches are read when they were read before, so that
     random numbers are drawn in the same order. Elsewhere it is a plain copy.
+
+    Args:
+        device: where batches go.
+        clock: is told what moving takes on the host; None for nobody.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: StepClock | None = None) -> None:
         self.device = device
+        self._clock = None if device.type == "cpu" else clock  # there nothing moves
         self._stream: Any = None
 
     def move(self, batch: Any) -> Any:
         """Return the batch on the device; what is there already is not copied."""
+        if self._clock is None:
+            return self._move(batch)
+        started = perf_counter()
+        moved = self._move(batch)
+        self._clock.add("transfer", perf_counter() - started)
+        return moved
+
+    def _move(self, batch: Any) -> Any:
         if self.device.type != "cuda":
             return to_device(batch, self.device, non_blocking=self.device.type != "cpu")
         if self._stream is None:

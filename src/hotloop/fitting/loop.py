@@ -31,6 +31,7 @@ from hotloop.metrics.accumulate import (
 )
 from hotloop.nested import count_samples
 from hotloop.placement import explain_device_error
+from hotloop.timing.clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class EpochOptions:
         epoch: counted from 1; 0 outside ``fit``.
         threads: a trial of the number of threads over training steps; None for none.
         keeper: saves the run between training steps; None for none.
+        clock: times waits and steps.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -50,6 +52,7 @@ class EpochOptions:
     epoch: int = 0
     threads: ThreadTrial | None = None
     keeper: RunKeeper | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
 
 class EpochRunner:
@@ -80,10 +83,11 @@ class EpochRunner:
             they returned as metrics, and the metric objects' values over the epoch; names carry
             the stage before them.
         """
-        step_runner, progress = self.step_runner, self.options.progress
+        step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
+        last_part = "metrics" if isinstance(step_runner, StepRunner) else "step"
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
         self.metrics = metrics
-        display = _Display(self.stage, progress, metrics, self.logs, self.flush)
+        display = _Display(self.stage, progress, metrics, self.logs, self.flush, clock)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
         step_values: dict[str, Any] = {}
@@ -105,6 +109,8 @@ class EpochRunner:
             except RuntimeError as error:
                 self._explain_devices(error, batch)
                 raise
+            if clock.detailed:
+                clock.lap(last_part)
             num_samples = count_samples(batch)
             if not getattr(step_runner, "left_out", False):
                 for name, value in losses.items():
@@ -128,9 +134,10 @@ class EpochRunner:
         self._check_finite(dataloader)
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
-        self.flush()
-        compute = compute_metrics if parallel is None else parallel.compute_metrics
-        values.update(compute(metrics, self.stage))
+        with clock.phase("metrics"):
+            self.flush()
+            compute = compute_metrics if parallel is None else parallel.compute_metrics
+            values.update(compute(metrics, self.stage))
         reset_metrics(metrics)
         if "lr" in step_values:
             values["lr"] = to_host(step_values["lr"])
@@ -150,7 +157,9 @@ class EpochRunner:
         pairs = iter(dataloader.iterate_with_host())
         on_accelerator = dataloader.device.type != "cpu"
         standard = isinstance(self.step_runner, StepRunner)
+        clock = self.options.clock
         while True:
+            clock.begin_wait()
             try:
                 pair = self.options.interrupt.next_from(pairs)
             except Exception as error:
@@ -162,6 +171,7 @@ class EpochRunner:
                 if named is error:
                     raise
                 raise named from error
+            clock.end_wait(pair is not None)
             if pair is None:
                 return
             if on_accelerator and standard:
@@ -228,8 +238,9 @@ class _Display:
         metrics: torch.nn.Module,
         logs: dict[str, LossLog],
         flush: Callable[[], None],
+        clock: StepClock,
     ) -> None:
-        self.flush = flush
+        self.flush, self.clock = flush, clock
         self.prefix = f"{stage}_"
         self.progress = progress
         self.metrics = metrics
@@ -245,7 +256,8 @@ class _Display:
             if values is not None:
                 self.progress.show(dict(zip(self._names, values, strict=True)))
         elif due:
-            self._show(step_values)
+            with self.clock.phase("display"):
+                self._show(step_values)
 
     def _show(self, step_values: Mapping[str, Any]) -> None:
         values = {name.removeprefix(self.prefix): v for name, v in self._running(step_values)}

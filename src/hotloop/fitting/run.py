@@ -18,6 +18,7 @@ from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
 from hotloop.data.resident import ResidentSource, make_source
+from hotloop.data.tuned import tune_source
 from hotloop.distributed.processes import is_main_process, wait_for_all, world_size
 from hotloop.errors import MonitorError, NonFiniteError, RunInterrupted, SettingsError
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
@@ -44,6 +45,9 @@ from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.threads import ThreadTrial
 from hotloop.metrics.accumulate import metric_names, to_host
 from hotloop.metrics.batched import BatchedUpdates
+from hotloop.timing.clock import StepClock
+from hotloop.timing.report import TimeReport
+from hotloop.timing.trace import StepTrace
 
 _SHORT_RUN_STEPS = 100
 
@@ -129,8 +133,27 @@ class FitRun:
         self.micro_batches = MicroBatches(progress.message, self._release_resident)
         self.skipped = SkippedSteps(progress.message)
         self._refuse_several_processes()
+        self.clock = self.make_clock()
         if not settings.exact:
             self._choose_speedups()
+
+    def make_clock(self) -> StepClock:
+        """Return what times the run."""
+        settings, trace = self.settings, None
+        if settings.trace_steps is not None and is_main_process():
+            trace = StepTrace(
+                settings.trace_steps,
+                settings.trace_path,
+                settings.trace_memory,
+                self.device,
+                self.progress.message,
+            )
+        return StepClock(self.device, trace)
+
+    @property
+    def time_report(self) -> TimeReport:
+        """Where the time went so far."""
+        return TimeReport(self.clock, str(self.device), getattr(self.model, "measured_peak", None))
 
     def run(self, callbacks: Sequence[Any]) -> None:
         """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
@@ -138,8 +161,11 @@ class FitRun:
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
         if self.parallel is not None:
             self.model.net = self.parallel.wrap(self.model.net)
-        if not self.settings.exact:
-            self._make_resident()
+        with self.clock.phase("setup"):
+            if not self.settings.exact:
+                self._make_resident()
+            if self.settings.tune == "auto":
+                self._tune()
         if self.fused is not None:
             self.fused.apply()
         if self.host_memory is not None:
@@ -163,6 +189,8 @@ class FitRun:
             self._undo_speedups()
             if self.parallel is not None:
                 self.model.net = self.parallel.net.module
+            self.clock.finish()
+        self.progress.message(self.time_report.line())
         wait_for_all()
         self.best.restore()
         self.model.net.eval()
@@ -237,7 +265,7 @@ class FitRun:
         row.update(self._run_stage("train", self.train_source, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
         _add_values(history, row)
-        call_hooks(callbacks, "on_train_epoch_end", model)
+        self._call_hooks(callbacks, "on_train_epoch_end")
         if self.val_source is not None:
             values = self._validate(self.val_source, epoch)
             _add_values(history, values)
@@ -248,15 +276,18 @@ class FitRun:
         is_best = self.stopping.update(self._score(row))
         if is_best:
             if is_main_process():
-                self.best.keep()
+                with self.clock.phase("checkpoint"):
+                    self.best.keep()
             self.best.saved = True
             if self.keeper is not None:
                 self.keeper.keep_best()
         self._step_scheduler(row)
-        call_hooks(callbacks, "on_validation_epoch_end", model)
-        self.progress.end_epoch(row, is_best)
+        self._call_hooks(callbacks, "on_validation_epoch_end")
+        with self.clock.phase("display"):
+            self.progress.end_epoch(row, is_best)
         if self.keeper is not None:
-            self.keeper.end_epoch(epoch)
+            with self.clock.phase("checkpoint"):
+                self.keeper.end_epoch(epoch)
 
     def _validate(self, source: BatchSource, epoch: int) -> dict[str, Any]:
         """Run the validation; whatever ends it, the run is saved as it was before."""
@@ -267,12 +298,19 @@ class FitRun:
                 self.keeper.save_where_it_stands()
             raise
 
+    def _call_hooks(self, callbacks: Sequence[Any], hook: str) -> None:
+        for callback in callbacks:
+            with self.clock.phase("callbacks", f"{type(callback).__name__}.{hook}"):
+                call_hooks([callback], hook, self.model)
+
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
+        source.clock = self.clock
+        self.clock.begin_stage(stage, epoch)
         runner = self._make_step_runner(stage, epoch)
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(
-                self.progress, self.interrupt, epoch, self.threads, self.keeper
+                self.progress, self.interrupt, epoch, self.threads, self.keeper, self.clock
             )
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
@@ -285,6 +323,7 @@ class FitRun:
         finally:
             if graph is not None:
                 graph.finish()
+            self.clock.end_stage()
         self._tell_skipped(source)
         values = {name: to_host(value) for name, value in values.items()}
         return values if self.parallel is None else self.parallel.same_for_all(values)
@@ -353,6 +392,7 @@ class FitRun:
                 micro_batches=self._micro_batches(),
                 on_non_finite=settings.saving.on_non_finite,
                 skipped=self.skipped,
+                clock=self.clock,
             )
         return runner
 
@@ -391,6 +431,12 @@ class FitRun:
         self.train_source = make_source(self.train_source, num_epochs, share, say)
         if self.val_source is not None:
             self.val_source = make_source(self.val_source, num_epochs, share, say)
+
+    def _tune(self) -> None:
+        """Choose the loaders' workers while training; the numbers stay what they are."""
+        self.train_source = tune_source(self.train_source, self.progress.message)
+        if self.val_source is not None:
+            self.val_source = tune_source(self.val_source, self.progress.message)
 
     def _make_thread_trial(self) -> ThreadTrial | None:
         """Return a trial of the number of threads; none before a graph in a very short run."""

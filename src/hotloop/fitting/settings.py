@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from hotloop.errors import SettingsError
 from hotloop.fitting.resume.settings import ResumeSettings, is_one_of
+from hotloop.timing.trace import check_steps
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -50,6 +51,10 @@ class FitSettings:
     compile: bool | Literal["auto"] = False
     tf32: bool | None = None
     saving: ResumeSettings = field(default_factory=ResumeSettings)
+    tune: str | None = None
+    trace_steps: tuple[int, int] | None = None
+    trace_path: str | os.PathLike[str] = "trace.json"
+    trace_memory: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
@@ -62,6 +67,10 @@ class FitSettings:
             )
         if not is_one_of(self.tf32, (True, False, None)):
             raise SettingsError(f"tf32={self.tf32!r} is not known: pass True, False or None.")
+        if self.tune not in (None, "auto"):
+            raise SettingsError(f"tune={self.tune!r} is not known: pass 'auto' or None.")
+        if self.trace_steps is not None:
+            check_steps(self.trace_steps)
         if self.compile is True and self.exact:
             raise SettingsError(
                 "compile=True and exact=True exclude each other, for a compiled step differs by "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_grad
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
+from hotloop.timing.clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class StepOptions:
         on_non_finite: what a NaN or infinite loss or gradient leads to: "stop" (only the loss is
             looked at), "skip" or "rewind" (gradients too).
         skipped: takes note of steps that are left out.
+        clock: times the parts of a step, where it asks for that.
     """
 
     compute: Callable[[Any], Any] | None = None
@@ -56,6 +58,7 @@ class StepOptions:
     micro_batches: MicroBatches | None = None
     on_non_finite: str = "stop"
     skipped: SkippedSteps | None = None
+    clock: StepClock = field(default_factory=StepClock)
 
 
 class StepRunner:
@@ -103,20 +106,29 @@ class StepRunner:
             over the epoch's samples; the metric objects keep their own state.
         """
         self._num_steps += 1
-        options = self.options
+        options, clock = self.options, self.options.clock
         if options.direct and self._direct is None and self.accelerator.scaler is None:
             self._direct = DirectStep(self.optimizer)
         if options.transform is not None and self.stage == "train":
             batch = options.transform(batch)
         if options.layout is not None:
             batch = options.layout.prepare(batch, self._try_loss)
+        if clock.detailed:
+            clock.lap("transform")
         if self.stage != "train" or self.optimizer is None:
             output = self.forward(batch)
             loss: Any = self.read_loss(output.loss, batch)
+            if clock.detailed:
+                clock.lap("forward")
         elif options.graph is not None:
             self.compute_loss.label_range.check_again()
+            num_builds = options.graph.num_builds
             output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
             loss = self.read_loss(output.loss, batch)
+            if options.graph.num_builds != num_builds:
+                clock.set_up()
+            elif clock.detailed:
+                clock.lap("graph")
         else:
             output = self._train_eagerly(batch)
             loss = output.loss
@@ -135,6 +147,7 @@ class StepRunner:
     def _train_eagerly(self, batch: Any) -> StepOutput:
         """Run forward, backward and the optimizer; the loss is a number where reading is free."""
         self._samples_before = self._group_samples
+        clock = self.options.clock
         if self.options.on_non_finite != "stop":
             return self._train_watching(batch)
         micro_batches = self.options.micro_batches
@@ -142,13 +155,19 @@ class StepRunner:
             with self.accelerator.averaging():
                 output = self.forward(batch)
                 loss = self.read_loss(output.loss, batch)
+                if clock.detailed:
+                    clock.lap("forward")
                 self.optimize(output.loss, self.accelerator.batch_size(batch))
+            if clock.detailed:
+                clock.lap("optimizer")
             return replace(output, loss=loss)
         failed = ""
         if micro_batches.num_parts == 1:
             try:
                 output = self.forward(batch)
                 loss = self.read_loss(output.loss, batch)
+                if clock.detailed:
+                    clock.lap("forward")
                 self.add_gradients(output.loss, self.accelerator.batch_size(batch))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -156,6 +175,8 @@ class StepRunner:
                 failed = str(error).splitlines()[0]
             else:
                 self._finish_batch()
+                if clock.detailed:
+                    clock.lap("optimizer")
                 return replace(output, loss=loss)
         if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
             micro_batches.make_room(self, batch, failed)
@@ -237,6 +258,8 @@ class StepRunner:
             if num_samples != self._first_samples:
                 loss = loss * (num_samples / self._first_samples)
         accelerator.backward_unscaled(loss)
+        if self.options.clock.detailed:
+            self.options.clock.lap("backward")
 
     def drop_gradients(self) -> bool:
         """Drop what a failed backward pass left; False where earlier batches' would go too."""

@@ -231,6 +231,11 @@ class GraphedStep:
         return self._replay(leaves, step_scheduler) if output is None else output
 
     @property
+    def num_builds(self) -> int:
+        """How often a graph was built, or its building begun."""
+        return self._num_builds
+
+    @property
     def module(self) -> Any:
         """Net and loss as one module."""
         return self._module

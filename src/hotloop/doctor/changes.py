@@ -1,0 +1,279 @@
+"""The changes that are tried, each in a trial of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hotloop.data.proof import reason_against_workers
+from hotloop.data.workers import usable_cores
+from hotloop.doctor.alarm import OutOfTimeError, limited_to
+from hotloop.doctor.findings import Change
+from hotloop.doctor.reading import time_alone, with_workers
+from hotloop.doctor.trial import StepTimes
+from hotloop.errors import HotloopError
+from hotloop.hardware import has_tf32
+from hotloop.nested import map_leaves
+
+if TYPE_CHECKING:
+    from hotloop.doctor.examination import Examination
+
+_WORTHWHILE = 1.02  # smaller gains are noise
+_DATA_SHARE = 0.05  # of an epoch, from which more workers are tried
+_LARGER = 4
+_COMPILE_SECONDS = 15.0  # compiling a small net takes about ten
+
+
+class Changes:
+    """Tries changes one after the other while time is left.
+
+    Attributes:
+        batch_gain: samples a second with a larger batch over those now; None where not tried.
+    """
+
+    def __init__(self, examination: Examination) -> None:
+        self.at = examination
+        self.found = examination.diagnosis
+        self.batch_gain: float | None = None
+
+    def try_all(self) -> None:
+        """Try what may help, the likely first."""
+        data = self.found.epoch_seconds.get("data", 0.0)
+        if data > _DATA_SHARE * self.found.total_seconds and self.at.loader is not None:
+            self._workers()
+            self._memory()
+        self._parts_left_out()
+        self._batch_size()
+        self._layout()
+        self._precision()
+        if self.at.settings.exact:
+            settings = dataclasses.replace(self.at.settings, exact=False)
+            self._step_variant("exact", "fit(exact=False)", settings, "rounding")
+        self._compile()
+
+    def _add(self, name: str, argument: str, after: float, how: str, numbers: str = "same",
+             note: str = "") -> None:  # fmt: skip
+        before = self.found.total_seconds
+        if before / max(after, 1e-12) >= _WORTHWHILE:
+            self.found.changes.append(Change(name, argument, before, after, how, numbers, note))
+
+    def _workers(self) -> None:
+        """Time the loader alone at several numbers of workers, and the best of them with steps."""
+        at, loader, found = self.at, self.at.loader, self.found
+        own, cores = loader.num_workers, usable_cores()
+        most = cores * (4 if at.reading.cause == "storage" or at.reading.cpu_share < 0.5 else 1)
+        counts = sorted({0, own, *(2**n for n in range(6) if 2**n <= min(most, 16))})
+        share = 0.2 / len(counts)
+        try:
+            for count in counts:
+                if at.left > 0.15 * at.seconds:
+                    found.loader.append(time_alone(loader, count, at.slice(share)))
+        except (RuntimeError, OSError, TypeError, AttributeError) as error:
+            found.notes.append(f"workers could not be tried ({str(error).splitlines()[0]})")
+        if not found.loader:
+            return
+        best = max(found.loader, key=lambda row: row.batches_per_second)
+        if best.num_workers == own:
+            return
+        against = reason_against_workers(loader)
+        argument = f"DataLoader(..., num_workers={best.num_workers})"
+        note = "" if against else 'fit(tune="auto") finds it while training'
+        numbers = "changed" if at.reading.drew else "same"
+        if at.not_resident is None:
+            epochs = at.settings.epochs
+            once = found.num_batches / best.batches_per_second
+            after = found.total_seconds - (at.once_seconds - once) / epochs
+            note = "data is read once, by the loader's workers where that takes over 3 s"
+            self._add("workers", argument, after, "predicted", numbers, note)
+            return
+        times = at.trial.time(with_workers(loader, best.num_workers), at.slice(0.12))
+        startup = times.startup_seconds
+        if loader.persistent_workers:
+            startup /= at.settings.epochs
+        self._add("workers", argument, self._epoch_with(times, startup), "measured", numbers, note)
+
+    def _memory(self) -> None:
+        """Say what data in memory would bring, where something stands against it."""
+        at = self.at
+        reason = at.not_resident
+        if reason is None:
+            return
+        after = self._epoch_with(at.alone, 0.0)
+        if reason.startswith("it needs about"):
+            self._add("resident", "fit(resident_budget=0.9)", after, "predicted", "same", reason)
+        elif reason == "resident_budget is 0":
+            self._add("resident", "leave out resident_budget=0", after, "predicted")
+        elif reason.startswith("exact"):
+            self._add("resident", "fit(exact=False)", after, "predicted", "rounding")
+        elif at.reading.drew:
+            argument = "do the random part in fit(batch_transform=...)"
+            self._add("resident", argument, after, "predicted", "changed", reason)
+        else:
+            argument = "let fit serve the data from memory"
+            self._add("resident", argument, after, "predicted", "same", f"now not, since {reason}")
+        if at.reading.reread_files and self.found.epoch_seconds["data"]:
+            path = at.reading.reread_files[0]
+            self.found.notes.append(
+                f"each epoch opens and decodes the same files again ({path}, for instance): "
+                f"decode them once, into memory or an array on disk"
+            )
+        persistent = at.loader.persistent_workers
+        if at.startup_seconds and not persistent and at.settings.epochs > 1:
+            argument = "DataLoader(..., persistent_workers=True)"
+            after = self.found.total_seconds - at.startup_seconds * (1 - 1 / at.settings.epochs)
+            note = "draws fewer random numbers: later epochs are shuffled differently"
+            self._add("persistent_workers", argument, after, "predicted", "changed", note)
+
+    def _parts_left_out(self) -> None:
+        """Say what metrics and callbacks cost: nothing else can be said of the user's code."""
+        parts, total = self.found.epoch_seconds, self.found.total_seconds
+        for part, argument in (
+            ("metrics", "fewer or cheaper metrics while training"),
+            ("callbacks", "call the callback less often, or make it cheaper"),
+            ("transform", "a cheaper batch_transform"),
+        ):
+            if parts.get(part, 0.0) > 0.1 * total:
+                self._add(part, argument, total - parts[part], "predicted", "same", "at most")
+
+    def _batch_size(self) -> None:
+        at = self.at
+        batches = at.device_batches
+        try:
+            larger = map_leaves(batches[0], lambda leaf: _repeated(leaf, at.alone.batch_size))
+            times = at.trial.time([larger], at.slice(0.05))
+        except (RuntimeError, HotloopError) as error:  # memory, or a net of one batch size
+            reason = str(error).splitlines()[0]
+            self.found.notes.append(f"a batch of {_LARGER} times the size failed ({reason})")
+            return
+        if times.batch_size != _LARGER * at.alone.batch_size:
+            return
+        self.batch_gain = _LARGER * at.alone.work / max(times.work, 1e-12)
+        before = at.alone.work * self.found.num_batches
+        after = self.found.total_seconds - before * (1 - 1 / self.batch_gain)
+        argument = f"DataLoader(..., batch_size={times.batch_size})"
+        note = "fewer, larger steps: the learning rate wants tuning anew"
+        if self.batch_gain >= 1.25:
+            self._add("batch_size", argument, after, "measured", "changed", note)
+
+    def _layout(self) -> None:
+        """Say what channels-last gives, which fit applies by itself."""
+        run = self.at.trial.run
+        if run.layout is None or not run.layout._applied or self.at.left < 0.2 * self.at.seconds:
+            return
+        trial = self.at.make_trial(self.at.settings)
+        trial.run.layout = None
+        try:
+            trial.settle(self.at.device_batches, self.at.slice(0.05))
+            times = trial.time(self.at.device_batches, self.at.slice(0.05))
+        finally:
+            trial.close()
+        ratio = times.step / self.at.alone.step
+        self.found.notes.append(
+            f"channels_last is on by default, and a step is {ratio:.2f} times as fast with it"
+        )
+
+    def _precision(self) -> None:
+        at, settings = self.at, self.at.settings
+        if settings.mixed_precision in ("no", None):
+            if has_fast_bf16(at.device):
+                changed = dataclasses.replace(settings, mixed_precision="bf16")
+                argument = 'fit(mixed_precision="bf16")'
+                self._step_variant("bf16", argument, changed, "changed")
+            else:
+                self.found.notes.append(f"bf16 was not tried: {at.device.type} has no fast bf16")
+            if has_tf32(at.device) and settings.tf32 is None:
+                changed = dataclasses.replace(settings, tf32=True)
+                self._step_variant("tf32", "fit(tf32=True)", changed, "changed")
+
+    def _step_variant(self, name: str, argument: str, settings: Any, numbers: str) -> None:
+        """Time steps under other settings."""
+        at = self.at
+        if at.left < 0.1 * at.seconds:
+            self.found.notes.append(f"no time was left to try {argument}")
+            return
+        trial = at.make_trial(settings)
+        try:
+            trial.settle(at.device_batches, at.slice(0.1))
+            times = trial.time(at.device_batches, at.slice(0.08))
+        except (RuntimeError, HotloopError) as error:
+            self.found.notes.append(f"{argument} failed ({str(error).splitlines()[0]})")
+            return
+        finally:
+            trial.close()
+        self._add(name, argument, self._with_step(times), "measured", numbers)
+
+    def _compile(self) -> None:
+        """Build a graph where there is time for it; what takes too long is interrupted."""
+        at = self.at
+        if at.settings.compile or at.settings.exact:
+            return
+        needed = _COMPILE_SECONDS if at.device.type == "cpu" else 3.0
+        if at.left < needed:
+            self.found.notes.append(
+                f"fit(compile=True) was not tried: it takes about {needed:.0f} s and "
+                f"{max(at.left, 0):.0f} s were left; pass more seconds"
+            )
+            return
+        trial = at.make_trial(dataclasses.replace(at.settings, compile=True))
+        try:
+            with limited_to(at.left - 2.0):
+                trial.settle(at.device_batches, at.slice(0.1))
+                trial.time(at.device_batches, 0.0)  # builds the graph
+                times = trial.time(at.device_batches, at.slice(0.2))
+        except OutOfTimeError:
+            self.found.notes.append("fit(compile=True): the graph was not built in the time left")
+            return
+        finally:
+            trial.close()
+        graph = trial.run.graph
+        if graph is None or graph.reason is not None:
+            reason = "the step is your own" if graph is None else graph.reason
+            self.found.notes.append(f"fit(compile=True) would run eagerly, since {reason}")
+            return
+        self._add("compile", "fit(compile=True)", self._with_step(times), "measured", "rounding",
+                  "building the graph takes seconds at the start")  # fmt: skip
+
+    def _epoch_with(self, times: StepTimes, startup_seconds: float) -> float:
+        """Return an epoch's seconds with other steps and waits."""
+        found, count = self.found, self.found.num_batches
+        others = ("validation", "callbacks")
+        outside = sum(found.epoch_seconds.get(name, 0.0) for name in others)
+        return times.step * count + startup_seconds + outside
+
+    def _with_step(self, times: StepTimes) -> float:
+        """Return an epoch's seconds with a faster step.
+
+        Workers read while a step runs: what it saves is waited for where they are no faster.
+        """
+        at, found = self.at, self.found
+        saved = at.alone.work - times.work
+        waits = 0.0
+        if at.not_resident is not None and at.loader is not None and at.loader.num_workers:
+            read = next(
+                (
+                    1 / row.batches_per_second
+                    for row in found.loader
+                    if row.num_workers == at.loader.num_workers
+                ),
+                0.0,
+            )
+            waits = max(min(read - times.work, saved), 0.0)
+        return found.total_seconds - (saved - waits) * found.num_batches
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Tell whether a device multiplies bfloat16 faster than float32, by its instructions."""
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return device.type in ("xpu", "npu", "mps")
+
+
+def _repeated(leaf: Any, batch_size: int) -> Any:
+    if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch_size:
+        return torch.cat([leaf] * _LARGER)
+    return leaf

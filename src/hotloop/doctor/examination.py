@@ -1,0 +1,326 @@
+"""A short measured trial: what bounds the training, and what each change brings."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotloop.data.adapt import BatchSource
+from hotloop.data.budget import ENVIRONMENT_VARIABLE
+from hotloop.data.resident import Declined, ResidentSource
+from hotloop.doctor.callbacks import time_callbacks
+from hotloop.doctor.changes import Changes
+from hotloop.doctor.findings import Diagnosis
+from hotloop.doctor.mistakes import (
+    mistakes_of_loader,
+    mistakes_of_net,
+    mistakes_of_settings,
+    mistakes_of_step,
+)
+from hotloop.doctor.reading import Reading, examine, is_map_style, reason_not_resident, with_workers
+from hotloop.doctor.states import untouched
+from hotloop.doctor.trial import StepTimes, Trial
+from hotloop.doctor.verdict import explain, name_bottleneck, without
+from hotloop.doctor.watch import StepFacts, watch_step
+from hotloop.errors import DiagnosisError, HotloopError
+from hotloop.fitting.settings import FitSettings
+from hotloop.hardware import accelerator_name, cpu_name, measure_copy, measure_matmul
+from hotloop.nested import to_device
+from hotloop.timing.phases import COMPUTE
+from hotloop.timing.report import MeasuredPeak
+
+_ASSUMED_BATCHES = 100
+_LEAST_SECONDS = 1.0
+
+
+def diagnose(
+    model: Any,
+    train_source: BatchSource,
+    val_source: BatchSource | None,
+    settings: FitSettings,
+    seconds: float = 60.0,
+    callbacks: Sequence[Any] = (),
+) -> Diagnosis:
+    """Find out where the time of an epoch goes; ``KerasModel.diagnose`` tells the rest.
+
+    Args:
+        model: the ``KerasModel``; trials run on copies of it.
+        train_source: the training batches.
+        val_source: the validation batches; None for none.
+        settings: those of the fit that is asked about.
+        seconds: to spend at most, about.
+        callbacks: are called once each, as copies.
+
+    Raises:
+        DiagnosisError: ``seconds`` is too short, the data can be read but once, or the model
+            cannot be copied.
+    """
+    if not isinstance(seconds, (int, float)) or seconds < _LEAST_SECONDS:
+        raise DiagnosisError(
+            f"seconds={seconds!r} is too short for a trial: pass at least {_LEAST_SECONDS:g}."
+        )
+    for source in (train_source, val_source):
+        if source is not None and iter_is_itself(source.batches):
+            raise DiagnosisError(
+                f"{source.role} is an iterator, which a trial would use up: pass something that "
+                f"can be iterated anew, a DataLoader for instance."
+            )
+    owners = [source.batches for source in (train_source, val_source) if source is not None]
+    printed = io.StringIO()  # what the user's own code prints in every step of a trial
+    with (
+        untouched(model, *owners, *callbacks),
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(printed),
+    ):
+        examination = Examination(
+            model, train_source, val_source, settings, seconds, callbacks, Path(folder)
+        )
+        try:
+            examination.run()
+        finally:
+            examination.close()
+    return examination.diagnosis
+
+
+class Examination:
+    """The trials of one diagnosis, in order; each has a share of the time.
+
+    Attributes:
+        diagnosis: what was found.
+        trial: the steps as ``fit`` would run them.
+        reading: some batches, and how they were read.
+        base: a step with its wait as it runs now.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        train_source: BatchSource,
+        val_source: BatchSource | None,
+        settings: FitSettings,
+        seconds: float,
+        callbacks: Sequence[Any],
+        folder: Path,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.model, self.settings, self.seconds = model, settings, seconds
+        self.train, self.val, self.callbacks = train_source, val_source, callbacks
+        self.folder, self.device = folder, train_source.device
+        self.loader: Any = train_source.batches if is_map_style(train_source.batches) else None
+        name = cpu_name() if self.device.type == "cpu" else accelerator_name(self.device)
+        self.diagnosis = Diagnosis(f"{self.device} ({name})")
+        if hasattr(os, "getloadavg"):
+            self.diagnosis.load_average = os.getloadavg()[0]
+        self.trial: Trial = self.make_trial(settings)
+        self.reading = Reading()
+        self.base = self.alone = StepTimes({}, 0, 0)
+        self.device_batches: list[Any] = []
+        self.not_resident: str | None = None
+        self.once_seconds = self.startup_seconds = 0.0
+
+    def run(self) -> None:
+        """Run all trials that there is time for."""
+        found = self.diagnosis
+        self._read()
+        self.device_batches = [to_device(batch, self.device) for batch in self.reading.batches]
+        self.trial.settle(self.device_batches, 0.1 * self.seconds)
+        facts = self._watch()
+        found.step_flops, found.step_bytes = facts.flops, facts.num_bytes
+        self.alone = self.trial.time(self.device_batches, 0.08 * self.seconds)
+        self._time_base()
+        found.batch_size = self.base.batch_size
+        found.num_batches = self.train.num_batches or _ASSUMED_BATCHES
+        if self.train.num_batches is None:
+            found.notes.append(f"the number of batches is unknown; {_ASSUMED_BATCHES} are assumed")
+        found.step_seconds = dict(self.base.seconds)
+        self._sum_up_epoch()
+        changes = Changes(self)
+        changes.try_all()
+        found.bottleneck = name_bottleneck(found, self.reading, self.loader, changes.batch_gain)
+        found.ceiling_seconds = without(found)
+        self._measure_device()
+        found.explanation = explain(found, self.reading, self.not_resident, self.settings.epochs)
+        self._look(facts)
+        found.rank()
+        found.seconds_used = time.perf_counter() - self.started
+
+    def close(self) -> None:
+        """Undo what trials changed in this process."""
+        self.trial.close()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.seconds - (time.perf_counter() - self.started)
+
+    def slice(self, share: float) -> float:
+        """Return seconds for a trial: a share of all, no more than a third of what is left."""
+        return max(min(share * self.seconds, self.left / 3), 0.0)
+
+    def make_trial(self, settings: FitSettings) -> Trial:
+        """Return steps under other settings.
+
+        Raises:
+            DiagnosisError: the model cannot be copied.
+        """
+        try:
+            return Trial(self.model, settings, self.train, self.folder, self.device)
+        except HotloopError:
+            raise
+        except Exception as error:
+            raise DiagnosisError(
+                f"the model cannot be copied for a trial ({type(error).__name__}: {error}): trials "
+                f"run on copies; take out what copy.deepcopy refuses, open files for instance."
+            ) from error
+
+    def _read(self) -> None:
+        if self.loader is not None:
+            self.reading = examine(self.loader, 0.1 * self.seconds)
+            return
+        started = time.perf_counter()
+        batches = list(itertools.islice(iter(self.train.batches), 4))
+        seconds = time.perf_counter() - started
+        if not batches:
+            raise DiagnosisError(f"{self.train.role} gave no batch: pass data with some.")
+        self.reading = Reading(batches, seconds / len(batches))
+
+    def _watch(self) -> StepFacts:
+        """Watch one eager step."""
+        run = self.trial.run
+        runner = run._make_step_runner("train", 1)
+        if hasattr(runner, "options"):
+            runner.options = dataclasses.replace(runner.options, graph=None)
+        run.accelerator.count_batch(last=True)
+        batch = self.device_batches[0]
+        return watch_step(lambda: runner(batch), self.device)
+
+    def _time_base(self) -> None:
+        """Time steps with the data as ``fit`` would serve it."""
+        settings = self.settings
+        share = settings.resident_budget
+        if share is None and ENVIRONMENT_VARIABLE in os.environ:
+            share = float(os.environ[ENVIRONMENT_VARIABLE])
+        if self.loader is None:
+            self.not_resident = "it is no DataLoader over a data set with samples"
+            self.base = self.trial.time(self.train.batches, self.slice(0.12))
+            return
+        self.not_resident = reason_not_resident(
+            self.loader, self.reading, self.device, share, settings.exact
+        )
+        if self.not_resident is None:
+            self.base = self.trial.time(self._resident(), self.slice(0.1))
+            read = self.reading.sample_seconds + self.reading.collate_seconds
+            self.once_seconds = read * (self.train.num_batches or 0)
+            if self.once_seconds > 3.0:
+                self.once_seconds /= max(self.loader.num_workers, 1)
+            return
+        loader = with_workers(self.loader, self.loader.num_workers)
+        self.base = self.trial.time(loader, self.slice(0.15))
+        if self.loader.num_workers:
+            per_epoch = 1 if not self.loader.persistent_workers else 1 / settings.epochs
+            self.startup_seconds = self.base.startup_seconds * per_epoch
+
+    def _resident(self) -> Any:
+        """Return the batches that were read, served from memory."""
+        from torch.utils.data import DataLoader, TensorDataset
+
+        batches = self.device_batches
+        leaves = [leaf for batch in batches if type(batch) is list for leaf in batch]
+        if type(batches[0]) is not list or not all(isinstance(t, torch.Tensor) for t in leaves):
+            return batches
+        columns = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        loader = DataLoader(
+            TensorDataset(*columns),
+            batch_size=len(batches[0][0]),
+            shuffle=True,
+            generator=torch.Generator(),
+        )
+        try:
+            return ResidentSource(loader, "train_data", self.device, 2)
+        except Declined:
+            return batches
+
+    def _sum_up_epoch(self) -> None:
+        found, step, count = self.diagnosis, self.base.seconds, self.diagnosis.num_batches
+        data = step.get("data", 0.0) * count + self.startup_seconds
+        parts = {"data": data + self.once_seconds / self.settings.epochs}
+        parts["transfer"] = step.get("transfer", 0.0) * count
+        parts["transform"] = step.get("transform", 0.0) * count
+        parts["compute"] = sum(step.get(phase, 0.0) for phase in COMPUTE) * count
+        parts["metrics"] = step.get("metrics", 0.0) * count
+        known = {"data", "transfer", "transform", "metrics", *COMPUTE}
+        parts["rest"] = sum(v for k, v in step.items() if k not in known) * count
+        if self.val is not None:
+            parts["validation"] = self._time_validation()
+        seconds, notes = time_callbacks(self.callbacks, self.trial.model, self.settings)
+        found.notes += notes
+        if seconds:
+            parts["callbacks"] = sum(seconds.values())
+        found.epoch_seconds = {name: value for name, value in parts.items() if value > 0}
+        if self.once_seconds:
+            found.notes.append(
+                f"fit serves train_data from memory: it is read once, about "
+                f"{self.once_seconds:.2g} s, spread here over {self.settings.epochs} epochs"
+            )
+
+    def _time_validation(self) -> float:
+        """Return the seconds of an epoch's validation."""
+        assert self.val is not None
+        loader: Any = self.val.batches
+        if not is_map_style(loader):
+            times = self.trial.time(loader, self.slice(0.05), "val")
+            return times.step * (self.val.num_batches or 0)
+        reading = examine(loader, 0.02 * self.seconds, max_batches=2)
+        resident = reason_not_resident(
+            loader, reading, self.device, self.settings.resident_budget, self.settings.exact
+        )
+        batches = [to_device(batch, self.device) for batch in reading.batches]
+        step = self.trial.time(batches, self.slice(0.03), "val").step
+        if resident is not None:
+            read = reading.sample_seconds + reading.collate_seconds
+            # workers read beside the steps
+            workers = loader.num_workers
+            step = max(read / workers, step) if workers else read + step
+        return step * (self.val.num_batches or 0)
+
+    def _measure_device(self) -> None:
+        """Measure the device's rates, and what the steps would take at them."""
+        found = self.diagnosis
+        if self.left < 1.0:
+            found.notes.append("no time was left to measure the device's rates")
+            return
+        found.flops_per_second = measure_matmul(
+            self.device, torch.float32, budget_seconds=min(0.3, self.left / 8)
+        )
+        found.bytes_per_second = measure_copy(self.device, min(0.2, self.left / 8))
+        step = max(
+            found.step_flops / found.flops_per_second, found.step_bytes / found.bytes_per_second
+        )
+        found.physical_seconds = step * found.num_batches
+        self.model.measured_peak = MeasuredPeak(
+            found.step_flops, found.batch_size, found.flops_per_second, str(self.device)
+        )
+
+    def _look(self, facts: StepFacts) -> None:
+        found, epoch = self.diagnosis, max(self.diagnosis.total_seconds, 1e-9)
+        found.mistakes += mistakes_of_step(facts, self.model)
+        found.mistakes += mistakes_of_net(self.model.net, self.device)
+        found.mistakes += mistakes_of_settings(self.model, self.settings, self.train.num_batches)
+        if self.not_resident is not None and self.loader is not None:
+            share = self.startup_seconds / epoch
+            found.mistakes += mistakes_of_loader(self.loader, self.settings.epochs, share)
+
+
+def iter_is_itself(batches: Any) -> bool:
+    """Tell whether something is an iterator, which can be used but once."""
+    return hasattr(batches, "__next__")

@@ -1,0 +1,207 @@
+"""Training steps of a copy of the model, as ``fit`` would run them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotloop.callbacks.progress import Progress
+from hotloop.data.adapt import BatchSource
+from hotloop.fitting.run import FitRun
+from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.hardware import synchronize
+from hotloop.nested import count_samples
+
+_WARM_UP_STEPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimes:
+    """What steps took.
+
+    Attributes:
+        seconds: of a step, by phase.
+        num_steps: that were timed.
+        batch_size: samples of a step.
+        startup_seconds: to the first batch.
+    """
+
+    seconds: dict[str, float]
+    num_steps: int
+    batch_size: int
+    startup_seconds: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step in all."""
+        return sum(self.seconds.values())
+
+    @property
+    def work(self) -> float:
+        """Seconds of a step without the wait for its batch."""
+        return self.step - self.seconds.get("data", 0.0)
+
+
+class Trial:
+    """A copy of a model with everything that ``fit`` puts around it; learning rates are 0.
+
+    So no trial can run into NaN, whatever is repeated; the arithmetic is the same. Learning-rate
+    schedulers are left out.
+
+    Args:
+        model: the user's; it is copied, and not touched.
+        settings: those of the fit.
+        source: for its device and number of batches.
+        folder: for files that a fit writes.
+        device: where steps run.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: FitSettings,
+        source: BatchSource,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.model = copied(model)
+        self.device = device
+        self.settings = dataclasses.replace(
+            settings,
+            ckpt_path=folder / "checkpoint",
+            monitor=DEFAULT_MONITOR,
+            tune=None,
+            trace_steps=None,
+            epochs=2,
+        )
+        own_step = type(model).step is not _base_of(type(model)).step
+        compute = self.model.step if own_step else None
+        self.said: list[str] = []
+        progress = _Listening(self.said)
+        self.run = FitRun(self.model, self.settings, (source, None), progress, compute, True)
+        self._apply()
+
+    def _apply(self) -> None:
+        """Do what ``FitRun.run`` does before the first epoch."""
+        run = self.run
+        if run.fused is not None:
+            run.fused.apply()
+        if run.host_memory is not None:
+            run.host_memory.apply()
+        run.float32_mode.apply()
+        if self.settings.compile and not self.settings.exact:
+            run.graph = run._make_graph()
+
+    def close(self) -> None:
+        """Undo what the trial changed in this process."""
+        self.run._undo_speedups()
+
+    def settle(self, batches: list[Any], seconds: float) -> None:
+        """Run steps until what is chosen while training is chosen: threads, layout, a graph."""
+        deadline = time.perf_counter() + seconds
+        threads = self.run.threads
+        while time.perf_counter() < deadline:
+            self.time(batches, 0.0)
+            if threads is None or threads.done:
+                break
+
+    def time(self, batches: Iterable[Any], seconds: float, stage: str = "train") -> StepTimes:
+        """Time steps on ``batches``, again and again, for about so many seconds.
+
+        Args:
+            batches: on the host or on the device; an iterable that ends is begun anew.
+            seconds: to spend; at least a few steps are run.
+            stage: "train" or "val".
+        """
+        limited = _Limited(batches, seconds, lambda: synchronize(self.device))
+        source = BatchSource(limited, "train_data", self.device)
+        self.run._run_stage(stage, source, epoch=1)
+        synchronize(self.device)  # sync: the steps' kernels are part of their time
+        measured = self.run.clock.stages[-1]
+        total = time.perf_counter() - limited.measured_from
+        steps = max(limited.num_measured, 1)
+        # what steps did, as shares of the time after the warm-up
+        known = {k: v for k, v in measured.seconds.items() if k not in ("setup", "data") and v}
+        data, others = limited.measured_wait / steps, sum(known.values())
+        scale = max(total / steps - data, 0.0) / others if others else 0.0
+        phases = {phase: value * scale for phase, value in known.items()}
+        return StepTimes({"data": data, **phases}, steps, limited.batch_size, limited.first_wait)
+
+
+class _Limited:
+    """Batches for some seconds, with the first few steps apart."""
+
+    def __init__(self, batches: Iterable[Any], seconds: float, settle: Callable[[], None]) -> None:
+        self._batches, self._seconds, self._settle = batches, seconds, settle
+        self.first_wait = self.measured_wait = self.measured_from = 0.0
+        self.num_measured = self.batch_size = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        warm = False
+        asked = started = time.perf_counter()
+        for number, batch in enumerate(_again_and_again(self._batches)):
+            now = time.perf_counter()
+            if number == 0:
+                self.first_wait = now - asked
+                self.batch_size = count_samples(batch)
+            if warm:
+                self.measured_wait += now - asked
+                self.num_measured += 1
+            yield batch
+            # slow steps need no long warm-up beside what they take
+            slow = time.perf_counter() - started > 0.3 * self._seconds > 0
+            if not warm and (slow or number == _WARM_UP_STEPS - 1):
+                warm = True
+                self._settle()
+                started = self.measured_from = time.perf_counter()
+            asked = time.perf_counter()
+            if self.num_measured >= 2 and asked - started > self._seconds:
+                return
+
+
+def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        some = False
+        for batch in batches:
+            some = True
+            yield batch
+        if not some:
+            return
+
+
+class _Listening(Progress):
+    """Shows nothing; keeps what a fit says."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__()
+        self._said = said
+
+    def message(self, text: str) -> None:
+        self._said.append(text)
+
+
+def copied(model: Any) -> Any:
+    """Return a copy of the model for trials: no scheduler, learning rates of 0."""
+    scheduler, clock = model.lr_scheduler, model._clock
+    model.lr_scheduler = model._clock = None  # a scheduler's copy would act on the original
+    try:
+        duplicate = copy.deepcopy(model)
+    finally:
+        model.lr_scheduler, model._clock = scheduler, clock
+    for group in duplicate.optimizer.param_groups:
+        if isinstance(group.get("lr"), torch.Tensor):
+            group["lr"] = torch.zeros_like(group["lr"])
+        else:
+            group["lr"] = 0.0
+    return duplicate
+
+
+def _base_of(kind: type[Any]) -> Any:
+    """Return the class that hotloop itself defines ``step`` in."""
+    return next(base for base in kind.__mro__ if base.__module__ == "hotloop.model")

@@ -26,10 +26,11 @@ from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
 from hotloop.fitting.precision import to_full_precision
 from hotloop.fitting.resume.settings import ResumeSettings
-from hotloop.fitting.run import FitRun, call_hooks, place
+from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
+from hotloop.fitting.trainable import call_hooks, place
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.placement import explain_devices

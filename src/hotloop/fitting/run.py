@@ -6,10 +6,9 @@ import contextlib
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from hotloop.callbacks.environment import in_notebook
 from hotloop.callbacks.progress import Progress
@@ -19,9 +18,16 @@ from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
-from hotloop.distributed.processes import is_main_process, wait_for_all, world_size
-from hotloop.errors import MonitorError, NonFiniteError, RunInterrupted, SettingsError
+from hotloop.distributed.processes import is_main_process, wait_for_all
+from hotloop.errors import NonFiniteError, RunInterrupted
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
+from hotloop.fitting.checks import (
+    check_custom_step,
+    check_monitor_is_known,
+    choose_monitor,
+    refuse_several_processes,
+    score_of,
+)
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
@@ -39,40 +45,18 @@ from hotloop.fitting.optimizers import (
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
-from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.threads import ThreadTrial
-from hotloop.metrics.accumulate import metric_names, to_host
+from hotloop.fitting.trainable import Trainable, add_values, call_hooks, is_users_own, place
+from hotloop.metrics.accumulate import to_host
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import TimeReport
 from hotloop.timing.trace import StepTrace
 
 _SHORT_RUN_STEPS = 100
-
-
-class Trainable(Protocol):
-    """What a run needs of the model that it trains."""
-
-    net: nn.Module
-    loss_fn: Any
-    metrics_dict: Any
-    optimizer: Any
-    lr_scheduler: Any
-    kwargs: dict[str, Any]
-    history: dict[str, list[Any]]
-    skipped_steps: list[tuple[int, int, str]]
-    skipped_samples: list[tuple[Any, str]]
-    accelerator: Any
-    StepRunner: type[Any]
-    EpochRunner: type[Any]
-
-    def save_ckpt(self, ckpt_path: Any = None) -> None:
-        """Save the weights."""
-
-    def load_ckpt(self, ckpt_path: Any = None) -> None:
-        """Load the weights."""
 
 
 class FitRun:
@@ -97,12 +81,14 @@ class FitRun:
         self.train_source, self.val_source = sources
         self.compute, self.quiet = compute, quiet
         self.device = self.train_source.device
-        self.monitor = self._choose_monitor()
+        self.monitor = choose_monitor(settings.monitor, self.val_source is not None)
         check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
         check_scheduler(model.lr_scheduler, model.optimizer)
-        self._check_custom_step()
+        check_custom_step(model, settings)
         self.transform = make_transform(settings.batch_transform)
-        self._check_monitor_is_known()
+        check_monitor_is_known(
+            self.monitor, model, self.val_source is not None, compute is not None
+        )
         if is_main_process():
             check_writable(settings.ckpt_path)
         self.accelerator = Accelerator(
@@ -132,7 +118,7 @@ class FitRun:
         self.keeper: RunKeeper | None = None
         self.micro_batches = MicroBatches(progress.message, self._release_resident)
         self.skipped = SkippedSteps(progress.message)
-        self._refuse_several_processes()
+        refuse_several_processes(settings)
         self.clock = self.make_clock()
         if not settings.exact:
             self._choose_speedups()
@@ -264,16 +250,16 @@ class FitRun:
         row: dict[str, Any] = {"epoch": epoch}
         row.update(self._run_stage("train", self.train_source, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
-        _add_values(history, row)
+        add_values(history, row)
         self._call_hooks(callbacks, "on_train_epoch_end")
         if self.val_source is not None:
             values = self._validate(self.val_source, epoch)
-            _add_values(history, values)
+            add_values(history, values)
             row.update(values)
         if self.keeper is not None:
             self.keeper.begin_epoch_end()
         # before the callbacks: what they raise must not lose the epoch's weights
-        is_best = self.stopping.update(self._score(row))
+        is_best = self.stopping.update(score_of(row, self.monitor))
         if is_best:
             if is_main_process():
                 with self.clock.phase("checkpoint"):
@@ -330,7 +316,7 @@ class FitRun:
 
     def _micro_batches(self) -> MicroBatches | None:
         """Return what splits batches that do not fit; several processes must step alike."""
-        if _is_users_own(self.model) or self.parallel is not None:
+        if is_users_own(self.model) or self.parallel is not None:
             return None
         return self.micro_batches
 
@@ -359,7 +345,7 @@ class FitRun:
         training = stage == "train"
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
-        standard = issubclass(model.StepRunner, StepRunner) and not _is_users_own(model)
+        standard = issubclass(model.StepRunner, StepRunner) and not is_users_own(model)
         gated = settings.gradient_accumulation_steps > 1 or self.accelerator.scaler is not None
         if gated and not standard:
             optimizer = GatedOptimizer(optimizer, self.accelerator)
@@ -399,7 +385,7 @@ class FitRun:
     def _choose_speedups(self) -> None:
         """Choose what computes the same up to rounding, faster; all is undone after the fit."""
         model = self.model
-        if _is_users_own(model):
+        if is_users_own(model):
             return
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
@@ -448,7 +434,7 @@ class FitRun:
     def _make_graph(self) -> GraphedStep | None:
         """Return what runs training steps as one graph; None where the step is not hotloop's."""
         model, settings, say = self.model, self.settings, self.progress.message
-        if _is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
+        if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
             say("compile: the training step runs eagerly, since the StepRunner is your own")
             return None
         if settings.saving.on_non_finite != "stop":
@@ -497,66 +483,6 @@ class FitRun:
         elif scheduler is not None and self.settings.scheduler_interval == "epoch":
             scheduler.step()
 
-    def _score(self, row: dict[str, Any]) -> float:
-        if self.monitor not in row:
-            raise MonitorError(_unknown_monitor(self.monitor, list(row)))
-        score = row[self.monitor]
-        if not isinstance(score, (int, float)):
-            raise MonitorError(
-                f"monitor='{self.monitor}' has several values an epoch "
-                f"({type(score).__name__}): monitor a column with one number."
-            )
-        return float(score)
-
-    def _choose_monitor(self) -> str:
-        monitor = self.settings.monitor
-        if self.val_source is not None or not monitor.startswith("val_"):
-            return str(monitor)
-        if isinstance(monitor, type(DEFAULT_MONITOR)):
-            return "train_loss"
-        raise MonitorError(
-            f"monitor='{monitor}' needs validation data and val_data is None: pass val_data, or "
-            f"monitor='train_{monitor.removeprefix('val_')}'."
-        )
-
-    def _check_custom_step(self) -> None:
-        if self.settings.clip_grad_norm is not None and _is_users_own(self.model):
-            raise SettingsError(
-                f"clip_grad_norm={self.settings.clip_grad_norm} has no effect on your own "
-                f"StepRunner: call self.accelerator.clip_grad_norm_ in it, or leave it out."
-            )
-
-        choice = self.settings.saving.on_non_finite
-        if choice != "stop" and _is_users_own(self.model):
-            raise SettingsError(
-                f"on_non_finite={choice!r} has no effect on your own StepRunner: look at the loss "
-                f"in there, or leave it out."
-            )
-        if self.settings.batch_transform is not None and _is_users_own(self.model):
-            raise SettingsError(
-                "batch_transform has no effect on your own StepRunner: call it in there, or "
-                "leave it out."
-            )
-
-    def _check_monitor_is_known(self) -> None:
-        """Find a wrong name before training, where the columns are known before it."""
-        standard = self.model.EpochRunner is EpochRunner and not _is_users_own(self.model)
-        names = metric_names(self.model.metrics_dict)
-        if not standard or names is None or self.compute is not None:
-            return
-        columns = ["epoch", *(f"train_{name}" for name in ("loss", *names)), "lr"]
-        if self.val_source is not None:
-            columns += [f"val_{name}" for name in ("loss", *names)]
-        if self.monitor not in columns:
-            raise MonitorError(_unknown_monitor(self.monitor, columns))
-
-    def _refuse_several_processes(self) -> None:
-        if self.settings.saving.saves and world_size() > 1:
-            raise SettingsError(
-                f"resume and save_every_... serve one process, and {world_size()} train together: "
-                f"leave them out, or train in one process."
-            )
-
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))
         kept = (
@@ -564,54 +490,12 @@ class FitRun:
             if self.best.saved
             else "the net keeps the weights it has"
         )
+        if self.keeper is not None and not _stays_for_the_user(self.interrupt.received):
+            kept = f"the run is saved in '{self.keeper.folder.path}'"
         signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
         return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
-
-
-def place(model: Trainable, device: torch.device) -> None:
-    """Move net, loss, metrics and the extra arguments of step runners to ``device``."""
-    model.net.to(device)
-    model.metrics_dict.to(device)
-    if isinstance(model.loss_fn, nn.Module):
-        model.loss_fn.to(device)
-    for name, value in model.kwargs.items():
-        if isinstance(value, (nn.Module, torch.Tensor)):
-            model.kwargs[name] = value.to(device)
 
 
 def _stays_for_the_user(received: str) -> bool:
     """Tell whether the process goes on after a signal: a notebook or console after Ctrl-C."""
     return received == "SIGINT" and (in_notebook() or hasattr(sys, "ps1"))
-
-
-def _is_users_own(model: Trainable) -> bool:
-    """Tell whether the step is the user's own code, of which nothing is known."""
-    runner = model.StepRunner
-    if not issubclass(runner, StepRunner):
-        return True
-    return runner.__call__ is not StepRunner.__call__ or runner.optimize is not StepRunner.optimize
-
-
-def _add_values(history: dict[str, list[Any]], values: dict[str, Any]) -> None:
-    num_rows = max(len(history.get("epoch", [])), 1)
-    for name, value in values.items():
-        column = history.setdefault(name, [])
-        if name != "epoch":
-            # a column that some epochs lack keeps its rows in step with the others
-            column.extend([float("nan")] * (num_rows - 1 - len(column)))
-        column.append(value)
-
-
-def call_hooks(callbacks: Sequence[Any], hook: str, model: Any) -> None:
-    """Call a hook of every callback that has it."""
-    for callback in callbacks:
-        method = getattr(callback, hook, None)
-        if method is not None:
-            method(model=model)
-
-
-def _unknown_monitor(monitor: str, columns: list[str]) -> str:
-    return (
-        f"monitor='{monitor}' is not in the history, which has {', '.join(columns)}: "
-        f"pass one of these."
-    )

@@ -20,7 +20,7 @@ from hotloop.distributed.reducing import check_metrics_can_be_shared
 from hotloop.distributed.sharding import check_shardable
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.interrupt import Interrupt
-from hotloop.fitting.run import place
+from hotloop.fitting.trainable import place
 from hotloop.metrics.accumulate import named_metrics
 
 _NAMES = ("ckpt_path", "epochs", "monitor", "mode", "patience", "history", "best_score",

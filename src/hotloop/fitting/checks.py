@@ -1,0 +1,110 @@
+"""What is wrong with a fit, found before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hotloop.distributed.processes import world_size
+from hotloop.errors import MonitorError, SettingsError
+from hotloop.fitting.loop import EpochRunner
+from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.trainable import Trainable, is_users_own
+from hotloop.metrics.accumulate import metric_names
+
+
+def choose_monitor(monitor: str, has_validation: bool) -> str:
+    """Return the column that is the score.
+
+    Raises:
+        MonitorError: it is one of validation, and there is none.
+    """
+    if has_validation or not monitor.startswith("val_"):
+        return str(monitor)
+    if isinstance(monitor, type(DEFAULT_MONITOR)):
+        return "train_loss"
+    raise MonitorError(
+        f"monitor='{monitor}' needs validation data and val_data is None: pass val_data, or "
+        f"monitor='train_{monitor.removeprefix('val_')}'."
+    )
+
+
+def check_monitor_is_known(
+    monitor: str, model: Trainable, has_validation: bool, own_step: bool
+) -> None:
+    """Find a wrong name before training, where the columns are known before it.
+
+    Raises:
+        MonitorError: no column has that name; lists them.
+    """
+    standard = model.EpochRunner is EpochRunner and not is_users_own(model)
+    names = metric_names(model.metrics_dict)
+    if not standard or names is None or own_step:
+        return
+    columns = ["epoch", *(f"train_{name}" for name in ("loss", *names)), "lr"]
+    if has_validation:
+        columns += [f"val_{name}" for name in ("loss", *names)]
+    if monitor not in columns:
+        raise MonitorError(_unknown_monitor(monitor, columns))
+
+
+def score_of(row: dict[str, Any], monitor: str) -> float:
+    """Return the score of an epoch.
+
+    Raises:
+        MonitorError: the row has no such column, or several values in it.
+    """
+    if monitor not in row:
+        raise MonitorError(_unknown_monitor(monitor, list(row)))
+    score = row[monitor]
+    if not isinstance(score, (int, float)):
+        raise MonitorError(
+            f"monitor='{monitor}' has several values an epoch ({type(score).__name__}): monitor a "
+            f"column with one number."
+        )
+    return float(score)
+
+
+def check_custom_step(model: Trainable, settings: FitSettings) -> None:
+    """Refuse settings that a step of the user's own would not hear of.
+
+    Raises:
+        SettingsError: names the setting.
+    """
+    if not is_users_own(model):
+        return
+    if settings.clip_grad_norm is not None:
+        raise SettingsError(
+            f"clip_grad_norm={settings.clip_grad_norm} has no effect on your own StepRunner: call "
+            f"self.accelerator.clip_grad_norm_ in it, or leave it out."
+        )
+    choice = settings.saving.on_non_finite
+    if choice != "stop":
+        raise SettingsError(
+            f"on_non_finite={choice!r} has no effect on your own StepRunner: look at the loss in "
+            f"there, or leave it out."
+        )
+    if settings.batch_transform is not None:
+        raise SettingsError(
+            "batch_transform has no effect on your own StepRunner: call it in there, or leave it "
+            "out."
+        )
+
+
+def refuse_several_processes(settings: FitSettings) -> None:
+    """Refuse to save a run of several processes.
+
+    Raises:
+        SettingsError: there are several.
+    """
+    if settings.saving.saves and world_size() > 1:
+        raise SettingsError(
+            f"resume and save_every_... serve one process, and {world_size()} train together: "
+            f"leave them out, or train in one process."
+        )
+
+
+def _unknown_monitor(monitor: str, columns: list[str]) -> str:
+    return (
+        f"monitor='{monitor}' is not in the history, which has {', '.join(columns)}: "
+        f"pass one of these."
+    )

@@ -1,0 +1,72 @@
+"""What a fit needs of the model that it trains, and small things done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hotloop.fitting.step import StepRunner
+
+
+class Trainable(Protocol):
+    """What a run needs of the model that it trains."""
+
+    net: nn.Module
+    loss_fn: Any
+    metrics_dict: Any
+    optimizer: Any
+    lr_scheduler: Any
+    kwargs: dict[str, Any]
+    history: dict[str, list[Any]]
+    skipped_steps: list[tuple[int, int, str]]
+    skipped_samples: list[tuple[Any, str]]
+    accelerator: Any
+    StepRunner: type[Any]
+    EpochRunner: type[Any]
+
+    def save_ckpt(self, ckpt_path: Any = None) -> None:
+        """Save the weights."""
+
+    def load_ckpt(self, ckpt_path: Any = None) -> None:
+        """Load the weights."""
+
+
+def place(model: Trainable, device: torch.device) -> None:
+    """Move net, loss, metrics and the extra arguments of step runners to ``device``."""
+    model.net.to(device)
+    model.metrics_dict.to(device)
+    if isinstance(model.loss_fn, nn.Module):
+        model.loss_fn.to(device)
+    for name, value in model.kwargs.items():
+        if isinstance(value, (nn.Module, torch.Tensor)):
+            model.kwargs[name] = value.to(device)
+
+
+def is_users_own(model: Trainable) -> bool:
+    """Tell whether the step is the user's own code, of which nothing is known."""
+    runner = model.StepRunner
+    if not issubclass(runner, StepRunner):
+        return True
+    return runner.__call__ is not StepRunner.__call__ or runner.optimize is not StepRunner.optimize
+
+
+def add_values(history: dict[str, list[Any]], values: dict[str, Any]) -> None:
+    """Add an epoch's values to the history's columns."""
+    num_rows = max(len(history.get("epoch", [])), 1)
+    for name, value in values.items():
+        column = history.setdefault(name, [])
+        if name != "epoch":
+            # a column that some epochs lack keeps its rows in step with the others
+            column.extend([float("nan")] * (num_rows - 1 - len(column)))
+        column.append(value)
+
+
+def call_hooks(callbacks: Sequence[Any], hook: str, model: Any) -> None:
+    """Call a hook of every callback that has it."""
+    for callback in callbacks:
+        method = getattr(callback, hook, None)
+        if method is not None:
+            method(model=model)

@@ -102,6 +102,13 @@ def test_a_batch_of_bad_samples_alone_is_left_out(capsys):
     assert len(model.skipped_samples) == 2 * 52
 
 
+def test_where_samples_are_not_read_one_by_one_it_is_said(capsys):
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    batches = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))]
+    model.fit(batches, epochs=1, plot=False, on_bad_sample="skip")
+    assert "on_bad_sample has no effect on train_data" in capsys.readouterr().out
+
+
 def test_a_killed_worker_is_named_with_the_sample_it_was_reading():
     with pytest.raises(WorkerDiedError, match=r"killed by SIGKILL\) at sample 23: look") as raised:
         fit(Rows(deadly=23), num_workers=2, resume=True)

@@ -77,8 +77,13 @@ class Place:
             start=self._start if used else None,
             workers=dict(guard.worker_states) if guard is not None else {},
             live=self._live_at_start if used else self._iterated,
-            digest=digest_of(self._last_batch) if used and self._reads_again else None,
+            digest=self._digest() if used else None,
         )
+
+    def _digest(self) -> int | None:
+        if self._last_batch is None:
+            return None if self.resumed is None else self.resumed.digest
+        return digest_of(self._last_batch)
 
     def next_epoch(self) -> Position:
         """Return the position before the first batch of the next epoch."""
@@ -112,7 +117,10 @@ class Place:
             self._start = self.resumed.start
             self._iterated = self.resumed.live
         self._live_at_start, self._iterated = self._iterated, True
+        # what goes wrong while used batches are left out leaves the run where it was
         self._before_reading = None
+        if self.resumed is not None:
+            self._before_reading = self.num_batches, self._state_now
         if self._states is not None and self._start_is_due():
             self._start = self._states.read()
 

@@ -205,7 +205,8 @@ class EpochRunner:
     def _make_watch(self) -> FiniteWatch | None:
         """Return what looks at losses that wait on a device."""
         standard = isinstance(self.step_runner, StepRunner)
-        on_device = self.accelerator.device.type != "cpu" if standard else False
+        # a CPU's losses are read at once, and those of "meta" have no value
+        on_device = standard and self.accelerator.device.type not in ("cpu", "meta")
         return FiniteWatch(time.perf_counter) if on_device and self.stage == "train" else None
 
     def _name_samples(self, error: NonFiniteError, dataloader: BatchSource) -> None:

@@ -16,6 +16,7 @@ from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
+from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
 from hotloop.distributed.processes import is_main_process, wait_for_all
@@ -159,9 +160,8 @@ class FitRun:
         self.float32_mode.apply()
         if self.settings.compile and not self.settings.exact:
             self.graph = self._make_graph()
-        for source in (self.train_source, self.val_source):
-            if source is not None:
-                source.place.skip_bad = self.settings.saving.on_bad_sample == "skip"
+        if self.settings.saving.on_bad_sample == "skip":
+            self._skip_bad_samples()
         try:
             with self._kept(callbacks):
                 self._train(epochs, callbacks)
@@ -319,6 +319,18 @@ class FitRun:
         if is_users_own(self.model) or self.parallel is not None:
             return None
         return self.micro_batches
+
+    def _skip_bad_samples(self) -> None:
+        """Leave out samples that cannot be read, where they are read one by one."""
+        for source in (self.train_source, self.val_source):
+            if source is None:
+                continue
+            source.place.skip_bad = True
+            if not isinstance(source, ResidentSource) and not can_guard(source.batches):
+                self.progress.message(
+                    f"on_bad_sample has no effect on {source.role}: it is no plain DataLoader of "
+                    f"a data set with __getitem__ and __len__"
+                )
 
     def _tell_skipped(self, source: BatchSource) -> None:
         """List the samples that could not be read, and tell of those not heard of before."""

@@ -64,7 +64,9 @@ class Changes:
         at, loader, found = self.at, self.at.loader, self.found
         own, cores = loader.num_workers, usable_cores()
         most = cores * (4 if at.reading.cause == "storage" or at.reading.cpu_share < 0.5 else 1)
-        counts = sorted({0, own, *(2**n for n in range(6) if 2**n <= min(most, 16))})
+        powers = [2**n for n in range(6) if 2**n <= min(most, 16)]
+        # the ends first, should time run out
+        counts = list(dict.fromkeys([own, powers[-1], 0, *powers]))
         share = 0.2 / len(counts)
         try:
             for count in counts:
@@ -72,6 +74,7 @@ class Changes:
                     found.loader.append(time_alone(loader, count, at.slice(share)))
         except (RuntimeError, OSError, TypeError, AttributeError) as error:
             found.notes.append(f"workers could not be tried ({str(error).splitlines()[0]})")
+        found.loader.sort(key=lambda row: row.num_workers)
         if not found.loader:
             return
         best = max(found.loader, key=lambda row: row.batches_per_second)

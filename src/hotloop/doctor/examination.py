@@ -137,6 +137,7 @@ class Examination:
         facts = self._watch()
         found.step_flops, found.step_bytes = facts.flops, facts.num_bytes
         self.alone = self.trial.time(self.device_batches, 0.08 * self.seconds)
+        self._measure_device()
         self._time_base()
         found.batch_size = self.base.batch_size
         found.num_batches = self.train.num_batches or _ASSUMED_BATCHES
@@ -148,7 +149,7 @@ class Examination:
         changes.try_all()
         found.bottleneck = name_bottleneck(found, self.reading, self.loader, changes.batch_gain)
         found.ceiling_seconds = without(found)
-        self._measure_device()
+        self._compare_with_device()
         found.explanation = explain(found, self.reading, self.not_resident, self.settings.epochs)
         self._look(facts)
         found.rank()
@@ -294,15 +295,19 @@ class Examination:
         return step * (self.val.num_batches or 0)
 
     def _measure_device(self) -> None:
-        """Measure the device's rates, and what the steps would take at them."""
-        found = self.diagnosis
+        """Measure the device's rates."""
+        found, seconds = self.diagnosis, min(0.3, 0.02 * self.seconds)
         if self.left < 1.0:
             found.notes.append("no time was left to measure the device's rates")
             return
-        found.flops_per_second = measure_matmul(
-            self.device, torch.float32, budget_seconds=min(0.3, self.left / 8)
-        )
-        found.bytes_per_second = measure_copy(self.device, min(0.2, self.left / 8))
+        found.flops_per_second = measure_matmul(self.device, budget_seconds=seconds)
+        found.bytes_per_second = measure_copy(self.device, seconds)
+
+    def _compare_with_device(self) -> None:
+        """Say what the steps would take at these rates."""
+        found = self.diagnosis
+        if found.flops_per_second is None or found.bytes_per_second is None:
+            return
         step = max(
             found.step_flops / found.flops_per_second, found.step_bytes / found.bytes_per_second
         )

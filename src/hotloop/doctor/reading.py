@@ -135,7 +135,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
         options["multiprocessing_context"] = loader.multiprocessing_context
         options["persistent_workers"] = loader.persistent_workers
     with quiet_about_cores():
-        return DataLoader(
+        return _QuietLoader(
             loader.dataset,
             batch_sampler=IndexLists(loader),
             num_workers=num_workers,
@@ -150,9 +150,8 @@ def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
 
 def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> LoaderTimes:
     """Time a loader whose batches nobody uses."""
-    with quiet_about_cores():
-        started = time.perf_counter()
-        iterator = iter(with_workers(loader, num_workers))
+    started = time.perf_counter()
+    iterator = iter(with_workers(loader, num_workers))
     next(iterator)
     startup = time.perf_counter() - started
     # batches that were read beside the first one say nothing of the rate
@@ -166,6 +165,14 @@ def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> Loa
         if count >= num_workers + 1 and time.perf_counter() - begun > 3 * seconds:
             break
     return LoaderTimes(num_workers, count / (time.perf_counter() - begun), startup)
+
+
+class _QuietLoader(DataLoader[Any]):
+    """A loader that says nothing of its number of workers."""
+
+    def __iter__(self) -> Any:
+        with quiet_about_cores():
+            return super().__iter__()
 
 
 class IndexLists:

@@ -88,7 +88,7 @@ class StepClock:
         self._num_steps = self._num_sampled = self._until_detail = 0
         self._mean = self._squares = 0.0
         self._sets_up, self._random = False, 1
-        self._total_steps = 0
+        self._steps_before = 0  # training steps of earlier epochs
 
     def begin_stage(self, stage: str, epoch: int) -> None:
         """Begin "train" or "val" of an epoch; what was added since the last stage is kept."""
@@ -113,7 +113,7 @@ class StepClock:
         else:
             self._open_detail()
         if self.trace is not None and self._stage == "train":
-            self.trace.begin_wait(self._total_steps + 1)
+            self.trace.begin_wait(self._steps_before + self._num_steps + 1)
 
     def end_wait(self, came: bool) -> None:
         """End the wait; ``came`` tells whether there was a batch."""
@@ -124,14 +124,13 @@ class StepClock:
             self.detailed = False
             return
         self._num_steps += 1
-        if self._stage == "train":
-            self._total_steps += 1
-            if self._total_steps == 1:
+        if self.trace is not None and self._stage == "train":
+            self.trace.begin_step(self._steps_before + self._num_steps)
+        if self.detailed:
+            if self._stage == "train" and self._steps_before + self._num_steps == 1:
                 self.set_up()
-            if self.trace is not None:
-                self.trace.begin_step(self._total_steps)
-        if self.detailed and self._events is not None:
-            self._events.record("data")
+            if self._events is not None:
+                self._events.record("data")
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap of this step as ``phase``'s."""
@@ -190,6 +189,8 @@ class StepClock:
         if self._events is not None:
             times.device_seconds = self._events.take()
         self.stages.append(times)
+        if self._stage == "train":
+            self._steps_before += self._num_steps
         self._stage = ""
 
     def finish(self) -> None:

@@ -1,0 +1,58 @@
+"""Traces of chosen steps: files that load, with those steps in them and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import planted_doctor as planted
+import pytest
+
+from hotloop.errors import SettingsError
+
+
+def steps_in(path):
+    events = json.loads(path.read_text())["traceEvents"]
+    annotations = [event for event in events if event.get("cat") == "user_annotation"]
+    names = [str(event.get("name", "")) for event in annotations]
+    found = [re.fullmatch(r"hotloop step (\d+)", name) for name in names]
+    return sorted(int(match[1]) for match in found if match), names, events
+
+
+def fit(model, tmp_path, **options):
+    model.fit(planted.make_loader(), planted.make_loader(), epochs=2, plot=False, cpu=True,
+              trace_path=tmp_path / "trace.json", **options)  # fmt: skip
+
+
+def test_the_chosen_steps_are_there(tmp_path, capsys):
+    fit(planted.make_model(), tmp_path, trace_steps=(14, 17))  # over the end of an epoch
+    steps, names, events = steps_in(tmp_path / "trace.json")
+    assert steps == [14, 15, 16, 17]
+    assert names.count("wait for data") >= 4
+    assert any("addmm" in str(event.get("name")) for event in events)
+    assert "trace of steps 14 to 17" in capsys.readouterr().out
+
+
+def test_a_trace_that_the_end_cuts_short_is_written(tmp_path, capsys):
+    fit(planted.make_model(), tmp_path, trace_steps=(29, 99), trace_memory=True)
+    steps, _, events = steps_in(tmp_path / "trace.json")
+    assert steps == [29, 30]
+    assert any(event.get("name") == "[memory]" for event in events)
+    assert "trace of steps 29 to 30" in capsys.readouterr().out
+
+
+def test_steps_that_never_come_are_said(tmp_path, capsys):
+    fit(planted.make_model(), tmp_path, trace_steps=(1000, 1001))
+    assert "the run had no step 1000" in capsys.readouterr().out
+    assert not (tmp_path / "trace.json").exists()
+
+
+@pytest.mark.parametrize("steps", [(0, 1), (5, 4), 7, ("a", "b"), (1, 2, 3)])
+def test_wrong_steps_are_refused(steps, tmp_path):
+    with pytest.raises(SettingsError, match="names no steps"):
+        fit(planted.make_model(), tmp_path, trace_steps=steps)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="make it first"):
+        fit(planted.make_model(), tmp_path / "nowhere", trace_steps=(1, 2))

@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from nbclient import NotebookClient
 import hotloop
 
 DOCS = Path(__file__).parent
-TRANSLATIONS = {"cpu_against_gpu.ipynb": ("cpu_against_gpu.zh.ipynb",)}
+TRANSLATIONS: dict[str, tuple[str, ...]] = {
+    "cpu_against_gpu.ipynb": ("cpu_against_gpu.zh.ipynb",),
+    "devices_by_hand.ipynb": (),
+}
 """Each notebook, and its translations."""
 
 _SAME = "same"
@@ -99,7 +103,8 @@ def find_stale(name: str, folder: Path = DOCS) -> list[str]:
 def build(name: str, folder: Path = DOCS) -> None:
     """Run a notebook, store its outputs, and pass them on to its translations."""
     original = read(folder / name)
-    executed = execute(original, folder, quick=False)
+    with tempfile.TemporaryDirectory() as where:  # files that it writes are no part of the docs
+        executed = execute(original, Path(where), quick=False)
     stamp = {"code": hash_cells(original, "code"), "version": hotloop.__version__}
     executed.metadata["hotloop"] = stamp
     for cell in executed.cells:

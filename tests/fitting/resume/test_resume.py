@@ -160,6 +160,42 @@ def test_weights_that_are_nan_are_never_saved_over_good_ones(small, capsys):
     assert RunFolder(Path("checkpoint.run")).latest(pytest.fail).step == 10
 
 
+class Unreliable:
+    """Batches of random numbers; reading one of them can fail."""
+
+    size = 10
+
+    def __init__(self, fails: list[tuple[int, int]]) -> None:
+        self.fails, self.epoch = fails, 0
+
+    def __iter__(self):
+        self.epoch += 1
+        for batch in range(10):
+            if (self.epoch, batch) in self.fails:
+                raise OSError("the disk has gone")
+            inputs = torch.randn(8, 4)
+            yield inputs, (inputs[:, 0] > 0).long()
+
+
+def test_a_fault_while_used_batches_are_read_again_changes_nothing():
+    def fit(path: str, *fails: tuple[int, int]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, 2))
+        model = KerasModel(net, nn.CrossEntropyLoss())
+        history = model.fit(
+            Unreliable(list(fails)), epochs=3, resume=True, quiet=True, ckpt_path=path
+        )
+        return fingerprint(model, history)
+
+    whole = fit("whole")
+    with pytest.raises(OSError, match="the disk has gone"):
+        fit("cut", (2, 7))
+    for _ in range(2):  # the used seven batches are read again, and the third cannot be
+        with pytest.raises(OSError, match="the disk has gone"):
+            fit("cut", (1, 3))
+    assert fit("cut") == whole
+
+
 CHILD = """
 import json, sys
 from pathlib import Path

@@ -86,6 +86,17 @@ def test_skip_leaves_the_step_out(small, capsys, how):
     assert model.optimizer.state[model.net.layer.weight]["step"] == 18
 
 
+def test_only_the_step_itself_is_missing_from_the_average(small):
+    model, loader, _ = fit(small, {3: "loss"})
+    model.optimizer = torch.optim.SGD(model.net.parameters(), lr=0.0)
+    plain = Net({}).train()
+    plain.load_state_dict(model.net.state_dict())
+    losses = [model.loss_fn(plain(inputs), labels).item() for inputs, labels in loader]
+    history = model.fit(loader, epochs=1, quiet=True, on_non_finite="skip")
+    expected = sum(losses[:2] + losses[3:]) / 9
+    assert history["train_loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
 def test_looking_changes_no_number(small):
     expected = fit(small, {})[2]()
     assert fit(small, {}, on_non_finite="skip", ckpt_path="other")[2]().equals(expected)

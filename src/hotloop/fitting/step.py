@@ -186,6 +186,7 @@ class StepRunner:
 
     def _train_watching(self, batch: Any) -> StepOutput:
         """As ``_train_eagerly``, looking at loss and gradients before the update."""
+        self.left_out = False
         self._buffers = self._buffers or BufferGuard(self.net)
         self._buffers.note()
         if self.options.micro_batches is not None:

@@ -50,7 +50,8 @@ def test_workers_for_data_that_waits():
     loader = planted.make_loader(planted.Waiting(), collate_fn=planted.quick_collate)
     found = planted.make_model().diagnose(loader, seconds=12, **SETTINGS)
     rates = {row.num_workers: row.batches_per_second for row in found.loader}
-    assert {0, 1} <= set(rates)
+    assert 0 in rates  # with the largest number tried: others where time allows
+    assert len(rates) >= 2
     change = argument_of(found, "workers")
     assert change.argument.startswith("DataLoader(..., num_workers=")
     assert (change.numbers, change.how) == ("same", "measured")

@@ -17,6 +17,7 @@ import torch
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import ENVIRONMENT_VARIABLE
+from hotloop.data.feed import Feed
 from hotloop.data.resident import Declined, ResidentSource
 from hotloop.doctor.callbacks import time_callbacks
 from hotloop.doctor.changes import Changes
@@ -34,7 +35,7 @@ from hotloop.doctor.verdict import explain, name_bottleneck, without
 from hotloop.doctor.watch import StepFacts, watch_step
 from hotloop.errors import DiagnosisError, HotloopError
 from hotloop.fitting.settings import FitSettings
-from hotloop.hardware import accelerator_name, cpu_name, measure_copy, measure_matmul
+from hotloop.hardware import accelerator_name, cpu_name, measure_copy, measure_matmul, time_calls
 from hotloop.nested import to_device
 from hotloop.timing.phases import COMPUTE
 from hotloop.timing.report import MeasuredPeak
@@ -138,6 +139,10 @@ class Examination:
         found.step_flops, found.step_bytes = facts.flops, facts.num_bytes
         self.alone = self.trial.time(self.device_batches, 0.08 * self.seconds)
         self._measure_device()
+        if self.device.type != "cpu":
+            feed, batch = Feed(self.device), self.reading.batches[0]
+            timing = time_calls(lambda: feed.move(batch), self.device, budget_seconds=0.2)
+            found.copy_seconds = timing.median
         self._time_base()
         found.batch_size = self.base.batch_size
         found.num_batches = self.train.num_batches or _ASSUMED_BATCHES

@@ -92,6 +92,7 @@ class Diagnosis:
         step_bytes: that its operators read and write.
         flops_per_second: float32 matrix products, measured; None where time was short.
         bytes_per_second: copies in the device's memory, measured; None where time was short.
+        copy_seconds: of a batch from the host to the device, alone; None on a CPU.
         loader: the training loader alone, by number of workers.
         changes: what to do, the largest gain first.
         mistakes: common mistakes that were seen.
@@ -113,6 +114,7 @@ class Diagnosis:
     step_bytes: int = 0
     flops_per_second: float | None = None
     bytes_per_second: float | None = None
+    copy_seconds: float | None = None
     loader: list[LoaderTimes] = dataclasses.field(default_factory=list)
     changes: list[Change] = dataclasses.field(default_factory=list)
     mistakes: list[Mistake] = dataclasses.field(default_factory=list)

@@ -29,6 +29,8 @@ def render(diagnosis: Diagnosis) -> Any:
     if diagnosis.physical_seconds is not None:
         table.add_row("at this device's measured rates", f"{diagnosis.physical_seconds:.3g}", "")
     parts.append(table)
+    if diagnosis.copy_seconds is not None:
+        parts.append(Text(f"copying a batch to the device: {diagnosis.copy_seconds * 1e3:.3g} ms"))
     if diagnosis.loader:
         table = Table(title="the training loader alone")
         for column in ("workers", "batches/s", "s to the first batch"):

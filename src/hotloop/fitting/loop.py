@@ -31,7 +31,7 @@ from hotloop.metrics.accumulate import (
 )
 from hotloop.nested import count_samples
 from hotloop.placement import explain_device_error
-from hotloop.timing.clock import StepClock
+from hotloop.timing.clock import NoClock, StepClock
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class EpochOptions:
     epoch: int = 0
     threads: ThreadTrial | None = None
     keeper: RunKeeper | None = None
-    clock: StepClock = field(default_factory=StepClock)
+    clock: StepClock = field(default_factory=NoClock)
 
 
 class EpochRunner:

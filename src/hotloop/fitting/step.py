@@ -21,7 +21,7 @@ from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_grad
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
-from hotloop.timing.clock import StepClock
+from hotloop.timing.clock import NoClock, StepClock
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepOptions:
     micro_batches: MicroBatches | None = None
     on_non_finite: str = "stop"
     skipped: SkippedSteps | None = None
-    clock: StepClock = field(default_factory=StepClock)
+    clock: StepClock = field(default_factory=NoClock)
 
 
 class StepRunner:

@@ -60,7 +60,6 @@ class StepClock:
     is rare and long (drawing, callbacks, checkpoints) is timed each time and added.
 
     On an accelerator a sampled step also records events, read once they are there: nobody waits.
-    Outside a stage nothing is timed, and ``detailed`` stays False.
 
     Args:
         device: where steps run.
@@ -237,7 +236,7 @@ class StepClock:
 
 
 class NoClock(StepClock):
-    """A clock that does not look: for measuring what looking costs."""
+    """A clock that does not look: outside of fits, and to measure what looking costs."""
 
     def begin_wait(self) -> None:
         """Do nothing."""

@@ -630,6 +630,39 @@ def test_ctrl_c_stops_cleanly_and_returns_the_history(workers, sleep):
     assert "Traceback" not in err or "resource_sharer" in err
 
 
+CTRL_C_IN_A_FORK = """
+import os, signal, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from hotloop import KerasModel
+
+num_forks = 0
+def at_fork():
+    global num_forks
+    num_forks += 1
+    if num_forks == 4:  # the second epoch's second worker
+        signal.raise_signal(signal.SIGINT)
+os.register_at_fork(before=at_fork)
+net = nn.Linear(4, 2)
+model = KerasModel(net, nn.CrossEntropyLoss())
+data = TensorDataset(torch.randn(40, 4), torch.randint(2, (40,)))
+loader = DataLoader(data, batch_size=4, num_workers=2)
+history = model.fit(loader, epochs=5, plot=False, resident_budget=0)
+print("returned", len(history))
+"""
+
+
+def test_ctrl_c_while_workers_are_started():
+    """Python only prints what is raised in the hooks around a fork; the request is not lost."""
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_IN_A_FORK], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stopped by Ctrl-C" in done.stdout
+    assert done.stdout.splitlines()[-1] == "returned 1"
+    assert "Traceback" not in done.stderr
+
+
 def test_public_names_of_the_peer_resolve():
     for name in ("KerasModel", "VLog", "summary", "flop_summary", "seed_everything", "printlog",
                  "colorful", "delete_object", "metrics", "kerascallbacks", "utils"):  # fmt: skip

@@ -86,7 +86,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loader worker, forked with this handler
-        fetching = self._waiting_for_data and not _in_destructor(frame)
+        fetching = self._waiting_for_data and not _would_be_lost(frame)
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
         self.requested = True
@@ -118,13 +118,15 @@ class Interrupt:
             self._child_handler(*died)
 
 
-def _in_destructor(frame: FrameType | None) -> bool:
-    """Tell whether the signal came while an object was being deleted.
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Tell whether what is raised here would only be printed by Python.
 
-    A loader's iterator shuts its workers down there, and Python only prints what is raised.
+    So it is while an object is deleted (a loader's iterator shuts its workers down there), and in
+    the hooks that run around a fork, ``multiprocessing``'s ``_launch`` (where it starts workers).
+    The loop looks at the request soon enough.
     """
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name in ("__del__", "_launch"):
             return True
         frame = frame.f_back
     return False

@@ -22,8 +22,10 @@ lint:
 types:
 	$(BIN)/mypy
 
+# one thread a process, for there are as many processes as cores; equality of bits with all threads
 units:
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest tests/parity
 
 bench: $(VENV)/.ready-to-develop  ## the image job beside the peers that are installed
 	$(BIN)/python -m benchmarks.run image

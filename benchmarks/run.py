@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.chart import draw_chart
 from benchmarks.child import Spec
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, WHEN_NAMED
 from benchmarks.jobs import JOBS
 from benchmarks.jobs.image import find_image_data
 from benchmarks.jobs.job import JobFamily
@@ -176,7 +176,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         if unknown:
             parser.error(f"--only: no contestant is called {', '.join(sorted(unknown))}")
     else:
-        options.only = [n for n in family.only or CONTESTANTS if n not in family.without]
+        everybody = [name for name in CONTESTANTS if name not in WHEN_NAMED]
+        options.only = [n for n in family.only or everybody if n not in family.without]
     return options
 
 

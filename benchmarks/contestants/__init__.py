@@ -21,6 +21,8 @@ CONTESTANTS = (
     "hotloop",
     "hotloop_exact",
     "hotloop_bf16",
+    "hotloop_fp16",
+    "hotloop_tf32",
     "hotloop_compile",
     "torchkeras",
     "lightning",
@@ -31,6 +33,9 @@ CONTESTANTS = (
     "accelerate",
     "poutyne",
 )
+
+WHEN_NAMED = ("hotloop_fp16", "hotloop_tf32")
+"""Those that take part only in tables that name them."""
 
 
 def load_contestant(name: str) -> Callable[[Job, int, Clock], Outcome]:

@@ -8,6 +8,7 @@ from benchmarks.jobs import (
     growth,
     image,
     mlp,
+    precision,
     regression,
     resnet,
     transformer,
@@ -25,5 +26,6 @@ JOBS: dict[str, JobFamily] = {
         transformer,
         first_step,
         growth,
+        precision,
     )
 }

@@ -16,6 +16,7 @@ from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
+from hotloop.data.budget import resident_budget
 from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
@@ -35,6 +36,7 @@ from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.micro_batches import MicroBatches
+from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
     check_optimizer,
@@ -95,6 +97,10 @@ class FitRun:
         self.accelerator = Accelerator(
             self.device, settings.mixed_precision, settings.gradient_accumulation_steps
         )
+        if self.accelerator.scaler is not None and self.device.type == "cpu":
+            progress.message(
+                "fp16 on a CPU is very slow in most nets: mixed_precision='bf16' is not"
+            )
         place(model, self.device)
         move_optimizer_state(model.optimizer, self.device)
         self.parallel = self.accelerator.parallel = parallel
@@ -110,6 +116,7 @@ class FitRun:
         )
         self.interrupt = Interrupt() if parallel is None else parallel.interrupt
         self.layout: ChannelsLast | None = None
+        self.narrow_inputs: NarrowInputs | None = None
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
         self.threads: ThreadTrial | None = None
@@ -383,6 +390,7 @@ class FitRun:
                 scheduler_per_step=per_step,
                 epoch=epoch,
                 layout=self.layout,
+                narrow_inputs=self.narrow_inputs if training else None,
                 join_metrics=self.join_metrics,
                 transform=self.transform,
                 direct=training and self.fused is not None,
@@ -403,8 +411,11 @@ class FitRun:
         self.fused = fused if fused.applies else None
         layout = ChannelsLast(model.net, model.optimizer)
         standard_forward = model.StepRunner.forward is StepRunner.forward
-        if layout.applies and self.compute is None and standard_forward:
-            self.layout = layout
+        if self.compute is None and standard_forward:
+            self.layout = layout if layout.applies else None
+            budget = resident_budget(self.device, self.settings.resident_budget)
+            narrow = NarrowInputs(model.net, self.device, budget)
+            self.narrow_inputs = narrow if narrow.applies else None
         if self.device.type == "cpu":
             self.threads = self._make_thread_trial()
             self.host_memory = HostMemory()
@@ -416,6 +427,7 @@ class FitRun:
     def _leave_out_speedups(self) -> None:
         """Leave out what several processes cannot do, and say so."""
         self.threads = None  # each process has its share of the cores already
+        self.narrow_inputs = None
         if self.layout is not None:
             self.layout = None
             self.progress.message("several processes: images keep their memory layout")
@@ -473,9 +485,14 @@ class FitRun:
                 clip_grad_norm=settings.clip_grad_norm,
                 check_every_step=own_code_between,
                 say=say,
-                is_settled=lambda: self.threads is None or self.threads.done,
+                is_settled=self._is_settled,
             ),
         )
+
+    def _is_settled(self) -> bool:
+        """Tell whether what a graph is made for is decided."""
+        threads, narrow = self.threads, self.narrow_inputs
+        return (threads is None or threads.done) and (narrow is None or narrow.decided)
 
     def _undo_speedups(self) -> None:
         if self.layout is not None:

@@ -17,6 +17,7 @@ from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
+from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_gradient
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
@@ -34,6 +35,7 @@ class StepOptions:
         scheduler_per_step: whether the scheduler steps with the optimizer.
         epoch: counted from 1, for errors.
         layout: the memory layout of images and convolutions; None leaves it alone.
+        narrow_inputs: the memory layout of full batches of few columns; None leaves it alone.
         join_metrics: metrics may see several batches joined; who reads them calls
             ``flush_metrics`` before.
         transform: changes training batches on the device, before the net sees them.
@@ -51,6 +53,7 @@ class StepOptions:
     scheduler_per_step: bool = True
     epoch: int = 0
     layout: ChannelsLast | None = None
+    narrow_inputs: NarrowInputs | None = None
     join_metrics: bool = False
     transform: Callable[[Any], Any] | None = None
     direct: bool = False
@@ -113,6 +116,8 @@ class StepRunner:
             batch = options.transform(batch)
         if options.layout is not None:
             batch = options.layout.prepare(batch, self._try_loss)
+        if options.narrow_inputs is not None:
+            batch = options.narrow_inputs.prepare(batch, self._try_loss)
         if clock.detailed:
             clock.lap("transform")
         if self.stage != "train" or self.optimizer is None:

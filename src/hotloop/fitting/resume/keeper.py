@@ -37,6 +37,7 @@ class Run(Protocol):
     stopping: Any
     best: Any
     threads: Any
+    narrow_inputs: Any
     graph: Any
     interrupt: Any
     progress: Any
@@ -290,6 +291,8 @@ class RunKeeper:
         self._restore_best(checkpoint, state["best_saved"])
         if run.threads is not None and state["threads"] is not None:
             run.threads.load_state_dict(state["threads"])
+        if run.narrow_inputs is not None and state.get("narrow_inputs") is not None:
+            run.narrow_inputs.load_state_dict(state["narrow_inputs"])
         if run.graph is not None and state["graph"] is not None:
             run.graph.load_state_dict(state["graph"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
@@ -333,6 +336,7 @@ class RunKeeper:
             "history": {n: list(column[:num_rows]) for n, column in run.model.history.items()},
             "best_saved": run.best.saved,
             "threads": None if run.threads is None else run.threads.state_dict(),
+            "narrow_inputs": run.narrow_inputs and run.narrow_inputs.state_dict(),
             "graph": None if run.graph is None else run.graph.state_dict(),
             "callbacks": [
                 callback.state_dict() if hasattr(callback, "state_dict") else None

@@ -36,15 +36,17 @@ def test_a_quick_table_and_the_readme_made_of_it(tmp_path):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
     path.rename(path.with_name(path.name.replace("-quick", "")))
-    readme = tmp_path / "README.md"
+    readme = tmp_path / "front.md"
     readme.write_text("before\n<!-- benchmarks:start -->\nold\n<!-- benchmarks:end -->\nafter\n")
     done = run_module("benchmarks.readme_table", "--results", tmp_path, "--readme", readme)
     assert done.returncode == 0, done.stderr
     text = readme.read_text()
     assert text.startswith("before\n")
     assert text.endswith("<!-- benchmarks:end -->\nafter\n")
-    assert "| hotloop |" in text
+    assert "| **hotloop** | " in text
+    assert "| handwritten | 1.00 |" in text
     assert "old" not in text
+    assert "| hotloop | " in (tmp_path / "README.md").read_text()
 
 
 def test_an_unknown_contestant_is_refused(tmp_path):

@@ -121,7 +121,7 @@ def main() -> None:
     ]
     options.readme.write_text("\n".join([f"{before}{START}", *overviews, f"{END}{after}"]))
     page = options.results / "README.md"
-    heading = "# Results\n\nWritten by `python -m benchmarks.readme_table` from the files beside it.\n"
+    heading = "# Results\n\nWritten by `python -m benchmarks.readme_table` from the files here.\n"
     page.write_text("\n".join([heading, *map(make_table, results)]))
     print(f"{len(results)} tables in {page}, their ratios in {options.readme}")
 

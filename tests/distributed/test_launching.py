@@ -15,9 +15,9 @@ SCRIPT = Path(__file__).with_name("launched.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hotloop.__file__).parents[1])}
 
 
-def start(case):
+def start(*cases):
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(SCRIPT), case],
+        [sys.executable, "-W", "error", str(SCRIPT), *cases],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -54,33 +54,27 @@ def ended(pid):
     return state == "Z"
 
 
-def test_an_error_of_one_process_is_the_callers_own():
-    out = finish(start("raise"))
-    assert "LookupError no such row" in out
-    assert "raised in process 1 of 2 (cpu):" in out
-    assert "epochs kept 1 file True" in out  # 3 training and 3 validation steps an epoch
-    assert "launched.py" in out  # the traceback leads to the user's line
+def test_an_error_of_one_process_is_the_callers_own_and_kill_9_of_one_ends_all():
+    raised, killed = finish(start("raise", "kill")).split("case kill\n")
+    assert "LookupError no such row" in raised
+    assert "raised in process 1 of 2 (cpu):" in raised
+    assert "epochs kept 1 file True" in raised  # 3 training and 3 validation steps an epoch
+    assert "launched.py" in raised  # the traceback leads to the user's line
+    assert "ProcessError process 1 of 2 (cpu) was ended by signal SIGKILL" in killed
+    assert "all others were ended" in killed
 
 
-def test_kill_9_of_one_process_ends_all():
-    out = finish(start("kill"))
-    assert "ProcessError process 1 of 2 (cpu) was ended by signal SIGKILL" in out
-    assert "all others were ended" in out
-
-
-def test_ctrl_c_stops_all_at_the_same_step():
-    process = start("interrupt")
+def test_ctrl_c_stops_all_at_the_same_step_and_processes_end_with_their_parent():
+    process = start("interrupt", "orphan")
     lines = read_until(process, "epoch 2/1000")
     process.send_signal(signal.SIGINT)
-    out = "".join(lines) + finish(process)
+    lines += read_until(process, "case orphan")
+    out = "".join(lines)
     assert "stopped by Ctrl-C" in out
     rows = int(out.rpartition("rows ")[2].split()[0])
     assert 2 <= rows < 1000
     assert "finite True" in out
 
-
-def test_processes_end_with_their_parent():
-    process = start("orphan")
     read_until(process, "epoch 1/1000")
     children = children_of(process.pid)
     assert len(children) == 2

@@ -92,10 +92,11 @@ def run_bench(
         outcome.notes += [note] if note else []
     jobs = _plan(chosen, names, sizes)
     show = display or _Silent()
-    show.start(len(names) + len(jobs))
+    show.start(2 * len(names) + len(jobs))
     results: dict[_Job, ProcessResult] = {}
     with Pool() as pool:
         outcome.import_seconds = pool.import_seconds
+        outcome.dynamo_seconds = pool.dynamo_seconds
 
         def do(experiment: str, form: str, device: str, text: str, seed: int = 0) -> dict[str, Any]:
             show.job(text)
@@ -119,6 +120,10 @@ def run_bench(
                 outcome.failures.append(str(error))
             else:
                 results[job] = _from_dict(result)
+        for info in outcome.devices:
+            # again, for a slow moment of the machine may have hidden what the device reaches
+            later = do("rates", "", info["device"], f"{info['device']}: peak rates again")
+            info["rates"] = _best_rates(info["rates"], later["rates"])
     if not results:
         raise ExperimentError(outcome.failures[0])
     for experiment in chosen:
@@ -180,6 +185,15 @@ def _gather(
                     is_timing=not (experiment.name == "matmul" and form in WARNINGS),
                 )
             )
+
+
+def _best_rates(
+    first: dict[str, float | None], second: dict[str, float | None]
+) -> dict[str, float | None]:
+    return {
+        name: max((value for value in (first[name], second[name]) if value), default=None)
+        for name in first
+    }
 
 
 def _from_dict(fields: dict[str, Any]) -> ProcessResult:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import io
 import json
+import math
 
 import matplotlib.image
 import pytest
 import torch
 from experiments.outcomes import TINY, with_second_device
+from rich.console import Console
 from typer.testing import CliRunner
 
 from hotloop.cli import app
@@ -18,11 +22,12 @@ from hotloop.experiments.bench.catalogue import CATALOGUE
 from hotloop.experiments.bench.chart import COLOURS, draw_chart
 from hotloop.experiments.bench.files import read_json, write_csv, write_json
 from hotloop.experiments.bench.forms import FORMS
-from hotloop.experiments.bench.lessons import headline, lessons
+from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.peak_memory import PeakMemory
 from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec
-from hotloop.experiments.bench.pool import Pool
 from hotloop.experiments.bench.run import run_bench
+from hotloop.experiments.bench.table import print_outcome
+from hotloop.experiments.units import seconds
 
 
 def ignore(*_):
@@ -103,6 +108,7 @@ def test_files_hold_the_figures(outcome, tmp_path):
     with (tmp_path / "bench.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["median"]) for row in rows] == [row.median for row in outcome.rows]
+    assert {row["hardware"] for row in rows} == {outcome.devices[0]["name"]}
 
 
 def test_the_chart_has_a_bar_of_each_form(outcome, tmp_path):
@@ -124,23 +130,72 @@ def test_lessons_say_the_measured_numbers_and_only_of_devices_that_took_part(out
     text = " ".join(p for name in both.measured for p in lessons(both, name))
     assert "50.0 times less" in text
     assert "paid back after" in text
+    floor = both.find("image", "cuda:0", "floor")
+    gained = both.find("image", "cpu", "floor").median - floor.median
+    assert f"paid back after {math.ceil(2.0 / gained):,} of these epochs" in text
     slower = with_second_device(outcome, 0.5)
     assert "too small for it" in " ".join(lessons(slower, "image"))
     assert all(headline(both, name) for name in both.measured)
 
 
-def test_what_fails_is_named_and_the_pool_goes_on():
-    with Pool() as pool:
-        bad = Spec("image", "floor", "cpu", TINY, image_data="no-such-data")
-        with pytest.raises(ExperimentError, match=r"image, floor.*no-such-data"):
-            pool.run(bad, ignore)
-        good = Spec("matmul", "", "cpu", TINY)
-        assert len(pool.run(good, ignore)["forms"]) == 3
+def test_what_speaks_against_the_figures_is_said(outcome):
+    odd = with_second_device(outcome, 1.0)
+    odd.busy = 0.1
+    for row in odd.rows:
+        row.flops_share = 0.9 if row.is_timing else 7.0
+    assert doubts(odd) == []
+    odd.find("matmul", "cpu", "out=").flops_share = 1.44
+    odd.busy = 3.0
+    busy, above = doubts(odd)
+    assert "load 3.0 a core" in busy
+    assert above.startswith("cpu out= reaches 144% of the peak")
+    model, book = (odd.find("image", "cpu", form) for form in ("KerasModel", "textbook"))
+    model.fastest, model.median, model.slowest = 1.0, 2.0, 3.0
+    book.fastest, book.median, book.slowest = 3.5, 4.0, 4.5
+    text = " ".join(lessons(odd, "image"))
+    assert "2.00 times as fast as the textbook's loop)" in text
+    book.fastest = 1.5
+    assert "noise has a part in it" in " ".join(lessons(odd, "image"))
 
 
-def test_nothing_that_could_run_is_an_error():
+def test_start_up_is_listed_cost_by_cost(outcome):
+    costs = outcome.startup_costs()
+    whats = [what for _, _, what, _ in costs]
+    assert "import torch" in whats[0]
+    assert "torch._dynamo" in whats[1]
+    assert "the first product, beyond a warm one" in whats
+    assert all(seconds >= 0 for *_, seconds in costs)
+    assert costs[1][3] > 0
+    only_matmul = copy.deepcopy(outcome)
+    only_matmul.rows = only_matmul.rows_of("matmul")
+    assert not any("torch._dynamo" in what for _, _, what, _ in only_matmul.startup_costs())
+
+
+def test_the_table_of_a_terminal_cuts_nothing_off(outcome):
+    both = with_second_device(outcome, 30.0)
+    for width in (80, 140):
+        console = Console(width=width, file=io.StringIO())
+        print_outcome(both, console)
+        text = console.file.getvalue()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert "KerasModel" in text
+        for row in both.rows:
+            assert seconds(row.median) in text
+
+
+def test_what_fails_is_named_and_the_others_go_on(pool):
+    names = ["image", "matmul"]
+    outcome = run_bench(names, ["cpu"], sizes=TINY, image_data="no-such-data", pool=pool)
+    assert outcome.measured == ["matmul"]
+    assert len(outcome.failures) == len(FORMS)
+    for failure, form in zip(outcome.failures, FORMS, strict=True):
+        assert failure.startswith(f"the experiment 'image, {form}' failed on cpu")
+        assert "no-such-data" in failure
+
+
+def test_nothing_that_could_run_is_an_error(pool):
     with pytest.raises(ExperimentError, match="failed on cpu"):
-        run_bench(["image"], ["cpu"], sizes=TINY, image_data="no-such-data")
+        run_bench(["image"], ["cpu"], sizes=TINY, image_data="no-such-data", pool=pool)
 
 
 @pytest.mark.parametrize("arguments", [["--devices", "cuda:97"], ["--devices", ""]])
@@ -161,6 +216,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 
 def test_the_command_writes_everything_and_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr("hotloop.experiments.bench.run.QUICK", TINY)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["bench", "matmul", "--quick", "--devices", "cpu", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -105,14 +106,26 @@ def test_a_report_without_bars_is_seen_as_such(outcome, tmp_path):
 def test_the_browser_lays_out_each_bar_in_proportion(outcome, tmp_path):
     report = tmp_path / "report.html"
     write_report(outcome, report)
-    script = (
-        "<script>document.body.dataset.widths=JSON.stringify([...document.querySelectorAll("
-        "'#linear-regression rect.bar')].map(b=>b.getBoundingClientRect().width))</script>"
+    queries = {"bars": "#linear-regression rect.bar", "roof": "#roof .roof",
+               "points": "#roof circle", "startup": "#start-up rect.bar"}  # fmt: skip
+    script = "".join(
+        f"document.body.dataset.{name}=JSON.stringify([...document.querySelectorAll('{query}')]"
+        f".map(b=>b.getBoundingClientRect().width));"
+        for name, query in queries.items()
     )
-    report.write_text(report.read_text().replace("</body>", f"{script}</body>"))
+    html = report.read_text().replace("</body>", f"<script>{script}</script></body>")
+    report.write_text(html)
     dom = browse(report, tmp_path, "--window-size=1000,2000", "--dump-dom")
-    found = re.search(r'data-widths="\[([^"]*)\]"', dom)
-    widths = [float(width) for width in found.group(1).split(",")]
+    widths = {
+        name: json.loads(re.search(rf'data-{name}="([^"]*)"', dom).group(1)) for name in queries
+    }
     medians = [row.median for row in outcome.rows_of("linear-regression")]
-    for width, median in zip(widths, medians, strict=True):
-        assert width / max(widths) == pytest.approx(median / max(medians), abs=0.02)
+    for width, median in zip(widths["bars"], medians, strict=True):
+        assert width / max(widths["bars"]) == pytest.approx(median / max(medians), abs=0.02)
+    assert widths["roof"][0] > 500
+    assert len(widths["points"]) == 2
+    assert min(widths["points"]) > 8
+    costs = [seconds for *_, seconds in outcome.startup_costs()]
+    assert widths["startup"][0] / widths["startup"][1] == pytest.approx(
+        costs[0] / costs[1], rel=0.05
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import statistics
@@ -53,6 +54,7 @@ def run_bench(
     data_folder: str = "",
     image_data: str | None = None,
     display: Display | None = None,
+    pool: Pool | None = None,
 ) -> Outcome:
     """Run experiments on devices and return what was measured.
 
@@ -64,6 +66,7 @@ def run_bench(
         data_folder: where the images lie; "" for the usual places.
         image_data: "fashion-mnist" or "digits"; the former where it can be had when not given.
         display: shows how far it is.
+        pool: where to run; an open one serves several runs, else one is opened for this run.
 
     Raises:
         SettingsError: a device that this machine does not have, or an unknown experiment.
@@ -94,7 +97,7 @@ def run_bench(
     show = display or _Silent()
     show.start(2 * len(names) + len(jobs))
     results: dict[_Job, ProcessResult] = {}
-    with Pool() as pool:
+    with contextlib.nullcontext(pool) if pool is not None else Pool() as pool:
         outcome.import_seconds = pool.import_seconds
         outcome.dynamo_seconds = pool.dynamo_seconds
 

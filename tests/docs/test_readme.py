@@ -1,4 +1,4 @@
-"""The Chinese README is in step with the English one: the same code, sections, folders and links."""
+"""The Chinese README is in step with the English one: code, sections, folders and links."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ Each line read is a ``Spec``. Each line written is one event: ``{"ready": true,
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -109,6 +110,7 @@ def main() -> None:
         events.flush()
 
     write({"ready": True, "dynamo_seconds": _import_dynamo()})
+    gc.freeze()  # collections in a fork need not walk, and so copy, what was imported
     for line in sys.stdin:
         spec = Spec.from_json(line)
         if CAN_FORK:

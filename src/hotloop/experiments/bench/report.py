@@ -95,7 +95,8 @@ def _machine(outcome: Outcome) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
     return (
         "<section><h2>The machine</h2><p>What each device was measured to reach, on large "
-        "matrices and large copies, before the experiments and after them (the better of both). "
+        "matrices and large copies, before the experiments and after them (the better of both; or "
+        "the product of the first experiment, where that was faster). "
         "The shares further down are shares of these, not of a data sheet.</p>"
         f"{_table(*_without_empty(header, rows))}"
         f'<p class="under">{escape(libraries)}. {escape(versions)}.</p></section>'

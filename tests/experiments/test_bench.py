@@ -24,7 +24,7 @@ from hotloop.experiments.bench.files import read_json, write_csv, write_json
 from hotloop.experiments.bench.forms import FORMS
 from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.peak_memory import PeakMemory
-from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec
+from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec, choose_sizes
 from hotloop.experiments.bench.run import run_bench
 from hotloop.experiments.bench.table import print_outcome
 from hotloop.experiments.units import seconds
@@ -206,6 +206,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_runs(arguments, tm
         run_bench(["cooking"])
 
 
+def test_the_number_of_images_bounds_a_run():
+    sizes = choose_sizes(False, 20_000)
+    assert (sizes.image_train, sizes.image_val) == (20_000, 3_334)
+    assert sizes.regression_rows == choose_sizes(False).regression_rows == 1_000_000
+    result = CliRunner().invoke(app, ["bench", "image", "--images", "10"])
+    assert result.exit_code == 2
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["bench", "matmul", "--out", str(tmp_path / "file")])
@@ -214,7 +222,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 
 
 def test_the_command_writes_everything_and_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr("hotloop.experiments.bench.run.QUICK", TINY)
+    monkeypatch.setattr("hotloop.experiments.bench.plan.QUICK", TINY)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["bench", "matmul", "--quick", "--devices", "cpu", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)

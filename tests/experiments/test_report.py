@@ -67,6 +67,8 @@ def test_it_has_the_numbers_of_the_run(outcome):
     both = make_report(with_second_device(outcome, 30.0))
     assert "paid back after" in both
     assert both.count('aria-label="roofline') == 2
+    images = outcome.sizes["image_train"]
+    assert f"hotloop bench all --images {images} --devices cpu<" in html
 
 
 def test_what_the_user_named_is_text_and_not_markup(outcome):

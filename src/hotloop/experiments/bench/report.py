@@ -10,6 +10,7 @@ from pathlib import Path
 from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
 from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.outcome import Outcome, Row
+from hotloop.experiments.bench.plan import choose_sizes
 from hotloop.experiments.bench.prose import INTRODUCTIONS, SNIPPETS
 from hotloop.experiments.bench.svg import Bar, Point, bar_chart, roofline
 from hotloop.experiments.bench.table import format_answer, with_share
@@ -250,9 +251,12 @@ def _command(outcome: Outcome) -> str:
     """Return the command that runs the same experiments on the same devices."""
     names = outcome.measured
     devices = ",".join(info["device"] for info in outcome.devices)
-    quick = " --quick" if outcome.quick else ""
+    options = " --quick" if outcome.quick else ""
+    images = outcome.sizes["image_train"]
+    if "image" in names and images != choose_sizes(outcome.quick).image_train:
+        options += f" --images {images}"
     return "\n".join(
-        f"hotloop bench {name}{quick} --devices {devices}"
+        f"hotloop bench {name}{options} --devices {devices}"
         for name in (["all"] if len(names) == len(CATALOGUE) else names)
     )
 

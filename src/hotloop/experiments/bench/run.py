@@ -14,7 +14,7 @@ from hotloop.errors import ExperimentError, SettingsError
 from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
 from hotloop.experiments.bench.image import find_image_data
 from hotloop.experiments.bench.outcome import FormRun, Outcome, ProcessResult, join_runs
-from hotloop.experiments.bench.plan import EXPERIMENTS, FULL, QUICK, Sizes, Spec
+from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec, choose_sizes
 from hotloop.experiments.bench.pool import Pool
 from hotloop.hardware import devices as list_devices
 from hotloop.hardware import software_versions
@@ -77,7 +77,7 @@ def run_bench(
     """
     names = _check_devices(device_names)
     chosen = [_find_experiment(name) for name in experiments]
-    sizes = sizes or (QUICK if quick else FULL)
+    sizes = sizes or choose_sizes(quick)
     outcome = Outcome(
         quick=quick,
         date=datetime.datetime.now().isoformat(timespec="seconds"),

@@ -30,6 +30,7 @@ DARK_PAGE, LIGHT_PAGE = "#14171d", "#fbfaf7"
 
 
 def browse(report: Path, folder: Path, *options: str) -> str:
+    assert BROWSER, "no Chromium here, and CI needs it: see scripts/install-chromium.sh"
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
         f"--user-data-dir={folder / 'profile'}", *options, report.as_uri(),

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -47,6 +47,13 @@ class _Job:
     form: str
     round: int
 
+    @property
+    def text(self) -> str:
+        """What is done, for the reader of a progress bar."""
+        if self.experiment == "rates":
+            return f"{self.device}: peak rates{' again' if self.round else ''}"
+        return f"{self.device}: {self.experiment}" + (f", {self.form}" if self.form else "")
+
 
 def run_bench(
     experiments: Sequence[str] = EXPERIMENTS,
@@ -78,6 +85,48 @@ def run_bench(
     names = _check_devices(device_names)
     chosen = [_find_experiment(name) for name in experiments]
     sizes = sizes or choose_sizes(quick)
+    outcome = _begin(names, quick, sizes)
+    if any(experiment.name == "image" for experiment in chosen):
+        found, note = find_image_data(data_folder) if image_data is None else (image_data, "")
+        image_data = found
+        outcome.notes += [note] if note else []
+    jobs = _plan(chosen, names, sizes)
+    show = display or _Silent()
+    show.start(2 * len(names) + len(jobs))
+    with contextlib.nullcontext(pool) if pool is not None else Pool() as pool:
+        outcome.import_seconds = pool.import_seconds
+        outcome.dynamo_seconds = pool.dynamo_seconds
+
+        def do(job: _Job) -> dict[str, Any] | None:
+            """Run a job; None, with the reason among the failures, where it failed."""
+            show.job(job.text)
+            spec = Spec(
+                job.experiment,
+                job.form,
+                job.device,
+                sizes,
+                job.round,
+                image_data or "",
+                data_folder,
+            )
+            try:
+                return pool.run(spec, show.tell)
+            except ExperimentError as error:
+                outcome.failures.append(str(error))
+                return None
+            finally:
+                show.job_done()
+
+        results = _run_all(do, names, jobs, outcome)
+    _raise_peaks(outcome, results)
+    for experiment in chosen:
+        for info in outcome.devices:
+            _gather(outcome, experiment, info["device"], results)
+    return outcome
+
+
+def _begin(names: Sequence[str], quick: bool, sizes: Sizes) -> Outcome:
+    """Return the outcome of a run in which nothing was measured yet."""
     outcome = Outcome(
         quick=quick,
         date=datetime.datetime.now().isoformat(timespec="seconds"),
@@ -92,51 +141,34 @@ def run_bench(
             "No accelerator took part, so no figure of one is shown: run the same command on a "
             "machine that has one."
         )
-    if any(experiment.name == "image" for experiment in chosen):
-        found, note = find_image_data(data_folder) if image_data is None else (image_data, "")
-        image_data = found
-        outcome.notes += [note] if note else []
-    jobs = _plan(chosen, names, sizes)
-    show = display or _Silent()
-    show.start(2 * len(names) + len(jobs))
-    results: dict[_Job, ProcessResult] = {}
-    with contextlib.nullcontext(pool) if pool is not None else Pool() as pool:
-        outcome.import_seconds = pool.import_seconds
-        outcome.dynamo_seconds = pool.dynamo_seconds
+    return outcome
 
-        def do(experiment: str, form: str, device: str, text: str, seed: int = 0) -> dict[str, Any]:
-            show.job(text)
-            spec = Spec(experiment, form, device, sizes, seed, image_data or "digits", data_folder)
-            try:
-                return pool.run(spec, show.tell)
-            finally:
-                show.job_done()
 
-        for name in names:
-            try:
-                outcome.devices.append(do("rates", "", name, f"{name}: peak rates"))
-            except ExperimentError as error:
-                outcome.failures.append(str(error))
-        able = [info["device"] for info in outcome.devices]
-        for job in (job for job in jobs if job.device in able):
-            text = f"{job.device}: {job.experiment}" + (f", {job.form}" if job.form else "")
-            try:
-                result = do(job.experiment, job.form, job.device, text, job.round)
-            except ExperimentError as error:
-                outcome.failures.append(str(error))
-            else:
-                results[job] = _from_dict(result)
-        for info in outcome.devices:
-            # again, for a slow moment of the machine may have hidden what the device reaches
-            later = do("rates", "", info["device"], f"{info['device']}: peak rates again")
-            info["rates"] = _best_rates(info["rates"], later["rates"])
+def _run_all(
+    do: Callable[[_Job], dict[str, Any] | None],
+    names: Sequence[str],
+    jobs: Sequence[_Job],
+    outcome: Outcome,
+) -> dict[_Job, ProcessResult]:
+    """Measure the devices, run the jobs, and measure the devices again.
+
+    Again, for a slow moment of the machine may have hidden what a device reaches.
+    """
+    for name in names:
+        if (info := do(_Job("rates", name, "", 0))) is not None:
+            outcome.devices.append(info)
+    able = [info["device"] for info in outcome.devices]
+    results = {
+        job: _from_dict(result)
+        for job in jobs
+        if job.device in able and (result := do(job)) is not None
+    }
     if not results:
         raise ExperimentError(outcome.failures[0])
-    _raise_peaks(outcome, results)
-    for experiment in chosen:
-        for name in able:
-            _gather(outcome, experiment, name, results)
-    return outcome
+    for info in outcome.devices:
+        if (later := do(_Job("rates", info["device"], "", 1))) is not None:
+            info["rates"] = _best_rates(info["rates"], later["rates"])
+    return results
 
 
 def _plan(experiments: Sequence[Experiment], names: Sequence[str], sizes: Sizes) -> list[_Job]:

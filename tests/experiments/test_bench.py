@@ -25,6 +25,7 @@ from hotloop.experiments.bench.forms import FORMS
 from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.peak_memory import PeakMemory
 from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec, choose_sizes
+from hotloop.experiments.bench.report import make_report
 from hotloop.experiments.bench.run import run_bench
 from hotloop.experiments.bench.table import print_outcome
 from hotloop.experiments.units import seconds
@@ -190,6 +191,29 @@ def test_what_fails_is_named_and_the_others_go_on(pool):
     for failure, form in zip(outcome.failures, FORMS, strict=True):
         assert failure.startswith(f"the experiment 'image, {form}' failed on cpu")
         assert "no-such-data" in failure
+
+
+def test_ctrl_c_keeps_what_was_measured(pool):
+    class Interrupting:
+        def __init__(self, at):
+            self.at = at
+
+        def job(self, text):
+            if self.at in text:
+                raise KeyboardInterrupt
+
+        def start(self, num_jobs): ...
+        def tell(self, event): ...
+        def job_done(self): ...
+
+    options = {"sizes": TINY, "image_data": "digits", "pool": pool}
+    outcome = run_bench(["matmul", "image"], ["cpu"], display=Interrupting("KerasModel"), **options)
+    assert outcome.stopped
+    assert [(row.experiment, row.form) for row in outcome.rows][-1] == ("image", "textbook")
+    assert any("Ctrl-C" in note for note in outcome.notes)
+    assert "<svg" in make_report(outcome)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(["matmul"], ["cpu"], display=Interrupting("matmul"), **options)
 
 
 def test_nothing_that_could_run_is_an_error(pool):

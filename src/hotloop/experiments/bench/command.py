@@ -49,7 +49,8 @@ def bench(
 
     A matrix product (10,000 x 200 times 200 x 10,000), a linear regression on a million rows, and
     the image classifier, each as a textbook times or writes it, through KerasModel, and at the
-    floor of its arithmetic. Writes report.html, bench.png, bench.csv and bench.json.
+    floor of its arithmetic. Writes report.html, bench.png, bench.csv and bench.json; after Ctrl-C
+    of what was measured until then.
 
     Examples:
       hotloop bench all --quick
@@ -85,6 +86,8 @@ def bench(
             display=display,
         )
     _write(outcome, folder, console)
+    if outcome.stopped:
+        raise typer.Exit(130)
 
 
 def _write(outcome: Outcome, folder: Path, console: Console) -> None:

@@ -111,6 +111,7 @@ class Outcome:
         sizes: the sizes as a dict.
         dynamo_seconds: to import torch._dynamo, which an optimizer's first step does; 0 where
             that was not timed.
+        stopped: whether Ctrl-C ended the run before all was measured.
         slow_peaks: the float32 peaks, by device, that the experiment's own product exceeded.
         data: what each experiment computed on, in words.
         work: operations and bytes of one unit, by experiment: ``{"flops": ..., "bytes": ...}``.
@@ -128,6 +129,7 @@ class Outcome:
     devices: list[dict[str, Any]]
     sizes: dict[str, Any]
     dynamo_seconds: float = 0.0
+    stopped: bool = False
     slow_peaks: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     work: dict[str, dict[str, float | None]] = field(default_factory=dict)

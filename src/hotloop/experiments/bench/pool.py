@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,7 @@ class Pool:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            start_new_session=True,  # a terminal's Ctrl-C comes to this process only
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(paths),
@@ -111,7 +113,9 @@ class Pool:
         return process
 
     def _end(self, process: subprocess.Popen[str], at_once: bool) -> None:
-        if at_once:
+        if at_once and hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
+        elif at_once:
             process.terminate()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

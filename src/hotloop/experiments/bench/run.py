@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -81,6 +81,8 @@ def run_bench(
     Raises:
         SettingsError: a device that this machine does not have, or an unknown experiment.
         ExperimentError: not one experiment could be run.
+        KeyboardInterrupt: Ctrl-C before anything was measured; a later one ends the run, and what
+            was measured until then is returned, with ``stopped`` set.
     """
     names = _check_devices(device_names)
     chosen = [_find_experiment(name) for name in experiments]
@@ -93,31 +95,18 @@ def run_bench(
     jobs = _plan(chosen, names, sizes)
     show = display or _Silent()
     show.start(2 * len(names) + len(jobs))
-    with contextlib.nullcontext(pool) if pool is not None else Pool() as pool:
-        outcome.import_seconds = pool.import_seconds
-        outcome.dynamo_seconds = pool.dynamo_seconds
-
-        def do(job: _Job) -> dict[str, Any] | None:
-            """Run a job; None, with the reason among the failures, where it failed."""
-            show.job(job.text)
-            spec = Spec(
-                job.experiment,
-                job.form,
-                job.device,
-                sizes,
-                job.round,
-                image_data or "",
-                data_folder,
-            )
-            try:
-                return pool.run(spec, show.tell)
-            except ExperimentError as error:
-                outcome.failures.append(str(error))
-                return None
-            finally:
-                show.job_done()
-
-        results = _run_all(do, names, jobs, outcome)
+    common = {"sizes": sizes, "image_data": image_data or "", "data_folder": data_folder}
+    results: dict[_Job, ProcessResult] = {}
+    try:
+        with contextlib.nullcontext(pool) if pool is not None else Pool() as pool:
+            outcome.import_seconds = pool.import_seconds
+            outcome.dynamo_seconds = pool.dynamo_seconds
+            _run_all(_Runner(pool, show, outcome, common), names, jobs, outcome, results)
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        outcome.stopped = True
+        outcome.notes.append("Stopped by Ctrl-C: what was not measured until then is missing here.")
     _raise_peaks(outcome, results)
     for experiment in chosen:
         for info in outcome.devices:
@@ -144,13 +133,35 @@ def _begin(names: Sequence[str], quick: bool, sizes: Sizes) -> Outcome:
     return outcome
 
 
+@dataclass
+class _Runner:
+    """Runs a job in the pool; returns None, with the reason among the failures, where it failed."""
+
+    pool: Pool
+    show: Display
+    outcome: Outcome
+    common: dict[str, Any]
+
+    def __call__(self, job: _Job) -> dict[str, Any] | None:
+        self.show.job(job.text)
+        spec = Spec(job.experiment, job.form, job.device, seed=job.round, **self.common)
+        try:
+            return self.pool.run(spec, self.show.tell)
+        except ExperimentError as error:
+            self.outcome.failures.append(str(error))
+            return None
+        finally:
+            self.show.job_done()
+
+
 def _run_all(
-    do: Callable[[_Job], dict[str, Any] | None],
+    do: _Runner,
     names: Sequence[str],
     jobs: Sequence[_Job],
     outcome: Outcome,
-) -> dict[_Job, ProcessResult]:
-    """Measure the devices, run the jobs, and measure the devices again.
+    results: dict[_Job, ProcessResult],
+) -> None:
+    """Measure the devices, run the jobs into ``results``, and measure the devices again.
 
     Again, for a slow moment of the machine may have hidden what a device reaches.
     """
@@ -158,17 +169,14 @@ def _run_all(
         if (info := do(_Job("rates", name, "", 0))) is not None:
             outcome.devices.append(info)
     able = [info["device"] for info in outcome.devices]
-    results = {
-        job: _from_dict(result)
-        for job in jobs
-        if job.device in able and (result := do(job)) is not None
-    }
+    for job in jobs:
+        if job.device in able and (result := do(job)) is not None:
+            results[job] = _from_dict(result)
     if not results:
         raise ExperimentError(outcome.failures[0])
     for info in outcome.devices:
         if (later := do(_Job("rates", info["device"], "", 1))) is not None:
             info["rates"] = _best_rates(info["rates"], later["rates"])
-    return results
 
 
 def _plan(experiments: Sequence[Experiment], names: Sequence[str], sizes: Sizes) -> list[_Job]:

@@ -1,12 +1,14 @@
 """Run the notebooks of this folder, keep their outputs, and tell whether these are out of date.
 
-python docs/build_notebooks.py            run each notebook and store outputs and stamp
-python docs/build_notebooks.py --check    say what is out of date; exit with 1 if something is
+python docs/build_notebooks.py              run each notebook and store outputs and stamp
+python docs/build_notebooks.py NAME.ipynb   run this one only
+python docs/build_notebooks.py --check      say what is out of date; exit with 1 if something is
 
 A notebook's stamp is in its metadata: a hash of its code cells and the version of hotloop that its
 outputs were made with. Outputs are out of date when either differs. Times differ from run to run;
-cells with the tag "same" print what must not, and a quick run (with HOTLOOP_DOCS_QUICK=1 in the
-environment, which shrinks the sizes) has to print the same there.
+cells with the tag "same" print what must not, on whatever machine, and a quick run (with
+HOTLOOP_DOCS_QUICK=1 in the environment, which shrinks the sizes) has to print the same there. What
+is measured, names a device or depends on rounding is printed in a cell without the tag.
 
 A translation has the code of its original, so it is not run: it gets the original's outputs. Its
 stamp has a hash of the text that was translated, so that a change of the original's text shows.
@@ -144,12 +146,18 @@ def _find_stale_outputs(name: str, notebook: Any, code: str) -> list[str]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(TRANSLATIONS)}; all if not given"
+    )
     parser.add_argument("--check", action="store_true", help="only say what is out of date")
     options = parser.parse_args()
-    for name in TRANSLATIONS:
+    if unknown := [name for name in options.names if name not in TRANSLATIONS]:
+        parser.error(f"{unknown[0]} is not one of {', '.join(TRANSLATIONS)}")
+    names = options.names or list(TRANSLATIONS)
+    for name in names:
         if not options.check:
             build(name)
-    problems = [problem for name in TRANSLATIONS for problem in find_stale(name)]
+    problems = [problem for name in names for problem in find_stale(name)]
     for problem in problems:
         sys.stderr.write(f"{problem}\n")
     sys.exit(1 if problems else 0)

@@ -7,8 +7,16 @@ import torch
 from torch import nn
 from torchmetrics import MeanSquaredError
 
-from hotloop import KerasModel, explain_devices, placements
-from hotloop.errors import DeviceError
+from hotloop import (
+    KerasModel,
+    explain_devices,
+    free_memory,
+    peak_memory,
+    placements,
+    to_device,
+)
+from hotloop.errors import DeviceError, SettingsError
+from hotloop.placement import check_device
 
 
 class Masked(nn.Module):
@@ -85,6 +93,21 @@ def test_as_a_decorator(bare):
     assert step(Masked(), torch.ones(1, 4)).shape == (1, 2)
     with pytest.raises(DeviceError, match=r"inputs on meta"):
         step(Masked(), torch.ones(1, 4, device="meta"))
+
+
+def test_a_device_that_is_not_here_is_refused_in_words():
+    for name in ("gpu", "cuda:97"):
+        for use in (
+            lambda name=name: to_device([torch.ones(1)], name),
+            lambda name=name: peak_memory(name),
+            lambda name=name: free_memory(device=name),
+        ):
+            with pytest.raises(SettingsError, match=rf"device='{name}' is no.*pass 'cpu'"):
+                use()
+    assert check_device("meta") == torch.device("meta")
+    stuck = nn.Linear(1, 1, device="meta")
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # another error stays
+        to_device(stuck, "cpu")
 
 
 def test_other_errors_pass():

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.placement import check_device
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
@@ -56,6 +58,9 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
 
     Args:
         device: whose memory; the accelerator where there is one, else the CPU.
+
+    Raises:
+        SettingsError: this machine has no such device.
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
@@ -98,6 +103,9 @@ def free_memory(*objects: Any, device: torch.device | str | None = None) -> int:
     Returns:
         The bytes that came back: on an accelerator what the driver sees as free again (reserved
         memory of torch), on the CPU the fall of this process' resident memory. 0 where nothing did.
+
+    Raises:
+        SettingsError: this machine has no such device.
     """
     counted = _chosen(device)
     before = _used_bytes(counted)
@@ -148,7 +156,7 @@ def _let_go(thing: Any, seen: set[int]) -> None:
 
 def _chosen(device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        return check_device(device)
     accelerator = torch.accelerator.current_accelerator()
     available = accelerator is not None and torch.accelerator.is_available()
     return accelerator if available and accelerator is not None else torch.device("cpu")

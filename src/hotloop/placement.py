@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.errors import DeviceError, HotloopError
+from hotloop.errors import DeviceError, HotloopError, SettingsError
 from hotloop.nested import iterate_tensors
 
 _ABOUT_DEVICES = re.compile(
@@ -32,6 +32,46 @@ def placements(thing: Any, name: str = "thing") -> dict[str, str]:
         name: how the paths begin.
     """
     return {path: str(tensor.device) for path, tensor in _tensors_of(thing, name)}
+
+
+def check_device(device: torch.device | str) -> torch.device:
+    """Return a device that this machine has.
+
+    Args:
+        device: as torch writes it: "cpu", "cuda", "cuda:1", "meta".
+
+    Raises:
+        SettingsError: torch knows no such device, or this machine has none.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"device={str(device)!r} is no name of a device: pass {_listed_devices()}."
+        ) from error
+    if found.type in ("cpu", "meta"):
+        return found
+    module: Any = getattr(torch, found.type, None)
+    if hasattr(module, "is_available") and not module.is_available():
+        raise SettingsError(
+            f"device={str(device)!r} is not on this machine: pass {_listed_devices()}, or "
+            f"hotloop.choose_device().device for the best one."
+        )
+    num_devices = module.device_count() if hasattr(module, "device_count") else None
+    if found.index is not None and num_devices is not None and found.index >= num_devices:
+        raise SettingsError(
+            f"device={str(device)!r} is not on this machine: pass {_listed_devices()}."
+        )
+    return found
+
+
+def _listed_devices() -> str:
+    names = ["'cpu'"]
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and torch.accelerator.is_available():
+        count = torch.accelerator.device_count()
+        names += [f"'{accelerator.type}:{index}'" for index in range(count)]
+    return " or ".join(names)
 
 
 class explain_devices:  # noqa: N801 - used like a function, with or without "with"

@@ -1,4 +1,4 @@
-"""A script as users write one, without a guard: fits in two processes, as its argument says."""
+"""A script as users write one, without a guard: fits in two processes, as its arguments say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from hotloop import KerasModel
 
-CASE = sys.argv[1]
+CASES = sys.argv[1:]
 
 
 class Net(nn.Module):  # known to this script only
@@ -25,41 +25,48 @@ class Net(nn.Module):  # known to this script only
 
 
 class Loss(nn.Module):
-    def __init__(self):
+    def __init__(self, case):
         super().__init__()
+        self.case = case
         self.calls = 0
 
     def forward(self, preds, labels):
         self.calls += 1
-        if CASE == "raise" and os.environ["RANK"] == "1" and self.calls == 8:
+        if self.case == "raise" and os.environ["RANK"] == "1" and self.calls == 8:
             raise LookupError("no such row")
-        if CASE == "kill" and os.environ["RANK"] == "1" and self.calls == 8:
+        if self.case == "kill" and os.environ["RANK"] == "1" and self.calls == 8:
             os.kill(os.getpid(), signal.SIGKILL)
-        if CASE in ("interrupt", "orphan"):
+        if self.case in ("interrupt", "orphan"):
             time.sleep(0.01)
         return nn.functional.cross_entropy(preds, labels)
 
 
-torch.manual_seed(0)
-inputs = torch.randn(90, 4)
-labels = (inputs[:, 0] > 0).long()
-net = Net()
-model = KerasModel(net, Loss())
-try:
-    history = model.fit(
-        (inputs, labels),
-        (inputs, labels),
-        epochs=1000 if CASE in ("interrupt", "orphan") else 3,
-        patience=1000,
-        batch_size=15,
-        cpu=True,
-        devices=2,
-        plot=False,
-    )
-    print("rows", len(history), "best epoch", model.best_epoch, flush=True)
-    print("finite", all(bool(p.isfinite().all()) for p in net.parameters()), flush=True)
-except Exception as error:  # noqa: BLE001 - shown, whatever it is
-    print(type(error).__name__, str(error).replace("\n", " "), flush=True)
-    print("epochs kept", len(model.history["epoch"]), "file", os.path.exists("checkpoint"))
-    for note in getattr(error, "__notes__", []):
-        print(note, flush=True)
+def fit(case):
+    torch.manual_seed(0)
+    inputs = torch.randn(90, 4)
+    labels = (inputs[:, 0] > 0).long()
+    net = Net()
+    model = KerasModel(net, Loss(case))
+    try:
+        history = model.fit(
+            (inputs, labels),
+            (inputs, labels),
+            epochs=1000 if case in ("interrupt", "orphan") else 3,
+            patience=1000,
+            batch_size=15,
+            cpu=True,
+            devices=2,
+            plot=False,
+        )
+        print("rows", len(history), "best epoch", model.best_epoch, flush=True)
+        print("finite", all(bool(p.isfinite().all()) for p in net.parameters()), flush=True)
+    except Exception as error:  # noqa: BLE001 - shown, whatever it is
+        print(type(error).__name__, str(error).replace("\n", " "), flush=True)
+        print("epochs kept", len(model.history["epoch"]), "file", os.path.exists("checkpoint"))
+        for note in getattr(error, "__notes__", []):
+            print(note, flush=True)
+
+
+for one in CASES:
+    print("case", one, flush=True)
+    fit(one)

@@ -9,26 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import hotloop
 
 SCRIPT = Path(__file__).with_name("launched.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hotloop.__file__).parents[1])}
-
-
-def start(case):
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(SCRIPT), case],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process):
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out
-    return out
 
 
 def children_of(pid):
@@ -54,38 +40,58 @@ def ended(pid):
     return state == "Z"
 
 
-def test_an_error_of_one_process_is_the_callers_own():
-    out = finish(start("raise"))
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Return what the script said in each of its fits, and the processes of the last one."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", str(SCRIPT), "raise", "kill", "interrupt", "orphan"],
+        cwd=tmp_path_factory.mktemp("launched"),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        said = {
+            "raise": read_until(process, "case kill"),
+            "kill": read_until(process, "case interrupt"),
+            "interrupt": read_until(process, "epoch 2/1000"),
+        }
+        process.send_signal(signal.SIGINT)
+        said["interrupt"] += read_until(process, "case orphan")
+        read_until(process, "epoch 1/1000")
+        children = children_of(process.pid)
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    return {case: "".join(lines) for case, lines in said.items()}, children
+
+
+def test_an_error_of_one_process_is_the_callers_own(told):
+    out = told[0]["raise"]
     assert "LookupError no such row" in out
     assert "raised in process 1 of 2 (cpu):" in out
     assert "epochs kept 1 file True" in out  # 3 training and 3 validation steps an epoch
     assert "launched.py" in out  # the traceback leads to the user's line
 
 
-def test_kill_9_of_one_process_ends_all():
-    out = finish(start("kill"))
+def test_kill_9_of_one_process_ends_all(told):
+    out = told[0]["kill"]
     assert "ProcessError process 1 of 2 (cpu) was ended by signal SIGKILL" in out
     assert "all others were ended" in out
 
 
-def test_ctrl_c_stops_all_at_the_same_step():
-    process = start("interrupt")
-    lines = read_until(process, "epoch 2/1000")
-    process.send_signal(signal.SIGINT)
-    out = "".join(lines) + finish(process)
+def test_ctrl_c_stops_all_at_the_same_step(told):
+    out = told[0]["interrupt"]
     assert "stopped by Ctrl-C" in out
     rows = int(out.rpartition("rows ")[2].split()[0])
     assert 2 <= rows < 1000
     assert "finite True" in out
 
 
-def test_processes_end_with_their_parent():
-    process = start("orphan")
-    read_until(process, "epoch 1/1000")
-    children = children_of(process.pid)
+def test_processes_end_with_their_parent(told):
+    children = told[1]
     assert len(children) == 2
-    process.kill()
-    process.communicate(timeout=60)
     deadline = time.monotonic() + 60
     while not all(map(ended, children)):
         assert time.monotonic() < deadline

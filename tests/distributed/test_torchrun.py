@@ -35,6 +35,10 @@ def found(tmp_path_factory):
     return json.loads((folder / "found.json").read_text())
 
 
+def test_values_are_added_gathered_and_saved_over_processes(found):
+    assert found["meeting"] == "both agree"
+
+
 @pytest.mark.parametrize("case", ["plain", "accumulated", "own_runner"])
 def test_the_numbers_of_one_process(found, case):
     assert found[case]["weights"] < 1e-6

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from hotloop import KerasModel, StepRunner
-from hotloop.distributed import rank, sum_across
+from hotloop.distributed import is_main_process, rank, sum_across, wait_for_all, world_size
 from hotloop.errors import ProcessError
+from hotloop.fitting.accelerator import Accelerator
 from hotloop.metrics import AUC, Accuracy
 
 FOUND: dict[str, object] = {}
@@ -97,7 +98,24 @@ class Watch:
         self.buffers.append(model.net.state_dict()["1.running_mean"].clone())
 
 
+def meet():
+    """Add, gather and save over the processes; each checks what it got."""
+    own = torch.tensor([1.0 + rank(), 10.0])
+    assert (world_size(), is_main_process()) == (2, rank() == 0)
+    assert sum_across(own).tolist() == [3.0, 20.0]
+    assert own.tolist() == [1.0 + rank(), 10.0]
+    accelerator = Accelerator(torch.device("cpu"))
+    assert accelerator.gather(own).tolist() == [1.0, 10.0, 2.0, 10.0]
+    assert accelerator.gather(own[0]).tolist() == [1.0, 2.0]
+    assert accelerator.reduce(own, "mean").tolist() == [1.5, 10.0]
+    accelerator.save({"from": rank()}, "saved")
+    wait_for_all()
+    assert torch.load("saved", weights_only=True) == {"from": 0}
+    return "both agree"
+
+
 def main():
+    FOUND["meeting"] = meet()
     # metrics of one process must not meet those of the other: sums of both are the same values
     compare("plain")
     compare("accumulated", gradient_accumulation_steps=3, clip_grad_norm=0.5)

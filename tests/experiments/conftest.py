@@ -1,4 +1,4 @@
-"""One tiny run of all experiments for every test of this folder."""
+"""One pool of processes and one tiny run of all experiments for every test of this folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import pytest
 from experiments.outcomes import run_tiny
 
 from hotloop.experiments.bench.outcome import Outcome
+from hotloop.experiments.bench.pool import Pool
 
 
 @pytest.fixture(scope="session")
-def outcome() -> Outcome:
-    """Return a real run on the CPU, in processes of its own, of one thread each."""
+def pool():
+    """Yield a pool of processes of one thread each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # many threads wait for each other on a busy machine
-        return run_tiny()
+        with Pool() as opened:
+            yield opened
+
+
+@pytest.fixture(scope="session")
+def outcome(pool) -> Outcome:
+    """Return a real run on the CPU."""
+    return run_tiny(pool)

@@ -7,6 +7,7 @@ import dataclasses
 
 from hotloop.experiments.bench.outcome import Outcome
 from hotloop.experiments.bench.plan import Sizes
+from hotloop.experiments.bench.pool import Pool
 from hotloop.experiments.bench.run import run_bench
 
 TINY = Sizes(
@@ -21,8 +22,8 @@ TINY = Sizes(
 )
 
 
-def run_tiny() -> Outcome:
-    return run_bench(device_names=["cpu"], sizes=TINY, image_data="digits")
+def run_tiny(pool: Pool | None = None) -> Outcome:
+    return run_bench(device_names=["cpu"], sizes=TINY, image_data="digits", pool=pool)
 
 
 def with_second_device(outcome: Outcome, times: float) -> Outcome:

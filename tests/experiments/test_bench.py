@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import io
 import json
+import math
 
 import matplotlib.image
 import pytest
 import torch
 from experiments.outcomes import TINY, with_second_device
+from rich.console import Console
 from typer.testing import CliRunner
 
 from hotloop.cli import app
@@ -18,11 +22,13 @@ from hotloop.experiments.bench.catalogue import CATALOGUE
 from hotloop.experiments.bench.chart import COLOURS, draw_chart
 from hotloop.experiments.bench.files import read_json, write_csv, write_json
 from hotloop.experiments.bench.forms import FORMS
-from hotloop.experiments.bench.lessons import headline, lessons
+from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.peak_memory import PeakMemory
-from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec
-from hotloop.experiments.bench.pool import Pool
+from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec, choose_sizes
+from hotloop.experiments.bench.report import make_report
 from hotloop.experiments.bench.run import run_bench
+from hotloop.experiments.bench.table import print_outcome
+from hotloop.experiments.units import seconds
 
 
 def ignore(*_):
@@ -49,6 +55,7 @@ def test_rates_and_shares_follow_from_the_seconds(outcome):
     assert row.bytes_per_second == pytest.approx(4 * (2 * 600 * 200 + 600**2) / row.median)
     assert row.flops_share == pytest.approx(row.flops_per_second / rates["float32"])
     assert row.bytes_share == pytest.approx(row.bytes_per_second / rates["copy"])
+    assert outcome.find("matmul", "cpu", "out=").flops_share <= 1
 
 
 def test_rounds_are_pooled_and_the_first_block_is_apart(outcome):
@@ -103,6 +110,7 @@ def test_files_hold_the_figures(outcome, tmp_path):
     with (tmp_path / "bench.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["median"]) for row in rows] == [row.median for row in outcome.rows]
+    assert {row["hardware"] for row in rows} == {outcome.devices[0]["name"]}
 
 
 def test_the_chart_has_a_bar_of_each_form(outcome, tmp_path):
@@ -124,23 +132,93 @@ def test_lessons_say_the_measured_numbers_and_only_of_devices_that_took_part(out
     text = " ".join(p for name in both.measured for p in lessons(both, name))
     assert "50.0 times less" in text
     assert "paid back after" in text
+    floor = both.find("image", "cuda:0", "floor")
+    gained = both.find("image", "cpu", "floor").median - floor.median
+    assert f"paid back after {math.ceil(2.0 / gained):,} of these epochs" in text
     slower = with_second_device(outcome, 0.5)
     assert "too small for it" in " ".join(lessons(slower, "image"))
     assert all(headline(both, name) for name in both.measured)
 
 
-def test_what_fails_is_named_and_the_pool_goes_on():
-    with Pool() as pool:
-        bad = Spec("image", "floor", "cpu", TINY, image_data="no-such-data")
-        with pytest.raises(ExperimentError, match=r"image, floor.*no-such-data"):
-            pool.run(bad, ignore)
-        good = Spec("matmul", "", "cpu", TINY)
-        assert len(pool.run(good, ignore)["forms"]) == 3
+def test_what_speaks_against_the_figures_is_said(outcome):
+    odd = with_second_device(outcome, 1.0)
+    odd.busy = 0.1
+    odd.slow_peaks = {}
+    assert doubts(odd) == []
+    odd.busy, odd.slow_peaks = 3.0, {"cpu": 62.9e9}
+    busy, slow = doubts(odd)
+    assert "load 3.0 a core" in busy
+    assert "On cpu the large product that measures the peak reached 62.9 GFLOP/s only" in slow
+    model, book = (odd.find("image", "cpu", form) for form in ("KerasModel", "textbook"))
+    model.fastest, model.median, model.slowest = 1.0, 2.0, 3.0
+    book.fastest, book.median, book.slowest = 3.5, 4.0, 4.5
+    text = " ".join(lessons(odd, "image"))
+    assert "2.00 times as fast as the textbook's loop)" in text
+    book.fastest = 1.5
+    assert "noise has a part in it" in " ".join(lessons(odd, "image"))
 
 
-def test_nothing_that_could_run_is_an_error():
+def test_start_up_is_listed_cost_by_cost(outcome):
+    costs = outcome.startup_costs()
+    whats = [what for _, _, what, _ in costs]
+    assert "import torch" in whats[0]
+    assert "torch._dynamo" in whats[1]
+    assert "the first product, beyond a warm one" in whats
+    assert all(seconds >= 0 for *_, seconds in costs)
+    assert costs[1][3] > 0
+    only_matmul = copy.deepcopy(outcome)
+    only_matmul.rows = only_matmul.rows_of("matmul")
+    assert not any("torch._dynamo" in what for _, _, what, _ in only_matmul.startup_costs())
+
+
+def test_the_table_of_a_terminal_cuts_nothing_off(outcome):
+    both = with_second_device(outcome, 30.0)
+    for width in (80, 140):
+        console = Console(width=width, file=io.StringIO())
+        print_outcome(both, console)
+        text = console.file.getvalue()
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert "KerasModel" in text
+        for row in both.rows:
+            assert seconds(row.median) in text
+
+
+def test_what_fails_is_named_and_the_others_go_on(pool):
+    names = ["image", "matmul"]
+    outcome = run_bench(names, ["cpu"], sizes=TINY, image_data="no-such-data", pool=pool)
+    assert outcome.measured == ["matmul"]
+    assert len(outcome.failures) == len(FORMS)
+    for failure, form in zip(outcome.failures, FORMS, strict=True):
+        assert failure.startswith(f"the experiment 'image, {form}' failed on cpu")
+        assert "no-such-data" in failure
+
+
+def test_ctrl_c_keeps_what_was_measured(pool):
+    class Interrupting:
+        def __init__(self, at):
+            self.at = at
+
+        def job(self, text):
+            if self.at in text:
+                raise KeyboardInterrupt
+
+        def start(self, num_jobs): ...
+        def tell(self, event): ...
+        def job_done(self): ...
+
+    options = {"sizes": TINY, "image_data": "digits", "pool": pool}
+    outcome = run_bench(["matmul", "image"], ["cpu"], display=Interrupting("KerasModel"), **options)
+    assert outcome.stopped
+    assert [(row.experiment, row.form) for row in outcome.rows][-1] == ("image", "textbook")
+    assert any("Ctrl-C" in note for note in outcome.notes)
+    assert "<svg" in make_report(outcome)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(["matmul"], ["cpu"], display=Interrupting("matmul"), **options)
+
+
+def test_nothing_that_could_run_is_an_error(pool):
     with pytest.raises(ExperimentError, match="failed on cpu"):
-        run_bench(["image"], ["cpu"], sizes=TINY, image_data="no-such-data")
+        run_bench(["image"], ["cpu"], sizes=TINY, image_data="no-such-data", pool=pool)
 
 
 @pytest.mark.parametrize("arguments", [["--devices", "cuda:97"], ["--devices", ""]])
@@ -152,6 +230,14 @@ def test_a_device_that_is_not_here_is_refused_before_anything_runs(arguments, tm
         run_bench(["cooking"])
 
 
+def test_the_number_of_images_bounds_a_run():
+    sizes = choose_sizes(False, 20_000)
+    assert (sizes.image_train, sizes.image_val) == (20_000, 3_334)
+    assert sizes.regression_rows == choose_sizes(False).regression_rows == 1_000_000
+    result = CliRunner().invoke(app, ["bench", "image", "--images", "10"])
+    assert result.exit_code == 2
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("")
     result = CliRunner().invoke(app, ["bench", "matmul", "--out", str(tmp_path / "file")])
@@ -160,7 +246,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 
 
 def test_the_command_writes_everything_and_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr("hotloop.experiments.bench.run.QUICK", TINY)
+    monkeypatch.setattr("hotloop.experiments.bench.plan.QUICK", TINY)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["bench", "matmul", "--quick", "--devices", "cpu", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

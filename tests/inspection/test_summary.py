@@ -61,6 +61,8 @@ def test_several_inputs_and_dicts():
     assert "Total params: 15" in summary(One(), input_data={"x": x})
     with pytest.raises(SettingsError, match="no input"):
         summary(Two())
+    with pytest.raises(SettingsError, match=r"torch\.nn\.Module, and this is a dict"):
+        summary({}, input_data=x)
 
 
 def test_flops_of_a_product(capsys):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from hotloop.errors import DataError
 from hotloop.nested import map_leaves
 from hotloop.nested import to_device as move_nested
+from hotloop.placement import check_device
 
 
 class DatasetOnDevice(Dataset[Any]):
@@ -67,7 +68,16 @@ def to_device(thing: Any, device: torch.device | str, non_blocking: bool = False
     Raises:
         DataError: a ``DataLoader`` or a stream, which cannot be moved whole, or samples that do
             not stack.
+        SettingsError: this machine has no such device.
     """
+    try:
+        return _move(thing, device, non_blocking)
+    except (RuntimeError, AssertionError):  # torch's, for a device that is not there
+        check_device(device)  # only now: each batch of a loop comes by here
+        raise
+
+
+def _move(thing: Any, device: torch.device | str, non_blocking: bool) -> Any:
     if isinstance(thing, DataLoader):
         raise DataError(
             "a DataLoader cannot be moved, for it makes its batches anew on the CPU: move the data "

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import linecache
+import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,15 +21,18 @@ def write_objects(objects: Mapping[str, Any], path: Path) -> None:
     """Write named objects to a file for ``read_objects``; tensors are written as they lie.
 
     cloudpickle carries what plain pickle leaves to an import: lambdas, and classes and functions
-    defined in a script or a notebook. Objects that several names share stay one object.
+    defined in a script or a notebook. Their code keeps the name of its file, and the lines of a
+    notebook's cell, so that tracebacks lead there. Objects that several names share stay one
+    object.
 
     Raises:
         TransferError: names the part that cannot be copied.
     """
     import cloudpickle
 
+    module = SimpleNamespace(__name__="cloudpickle", Pickler=_make_pickler(cloudpickle))
     try:
-        torch.save(dict(objects), path, pickle_module=cloudpickle, pickle_protocol=5)
+        torch.save(dict(objects), path, pickle_module=module, pickle_protocol=5)
     except Exception as error:
         name, part = _find_culprit(objects, cloudpickle)
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -47,6 +53,36 @@ def read_objects(path: Path) -> dict[str, Any]:
         path, map_location="cpu", weights_only=False, mmap=True, pickle_module=pickle
     )
     return objects
+
+
+def _make_pickler(cloudpickle: Any) -> type:
+    """Return cloudpickle's pickler, but one that keeps the file names of code.
+
+    Since 3.1.3 cloudpickle writes "<dynamic-code>" in their place.
+    """
+    reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def reduce_with_source(code: CodeType) -> tuple[Callable[..., CodeType], tuple[Any, ...]]:
+        name = code.co_filename
+        lines = None if os.path.exists(name) else linecache.getlines(name)
+        return _restore_code, (name, lines or None, *reduce_code(code))
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(
+            {CodeType: reduce_with_source}
+        )
+
+    return Pickler
+
+
+def _restore_code(
+    name: str, lines: list[str] | None, make: Callable[..., CodeType], parts: tuple[Any, ...]
+) -> CodeType:
+    """Return code with the name of its file; a traceback finds a notebook's lines in linecache."""
+    if lines is not None:
+        size = sum(map(len, lines))
+        linecache.cache.setdefault(name, (size, None, lines, name))
+    return make(*parts).replace(co_filename=name)
 
 
 def _find_culprit(objects: Mapping[str, Any], cloudpickle: Any) -> tuple[str, Any]:

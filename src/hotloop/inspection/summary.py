@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from hotloop.errors import require_extra
+from hotloop.errors import SettingsError, require_extra
 from hotloop.inspection.flops import flop_table, make_flop_counter
 from hotloop.inspection.inputs import arrange_inputs, random_inputs
 from hotloop.inspection.preserve import main_device, naming_inputs, preserved
@@ -59,11 +59,16 @@ def summary(
 
     Raises:
         MissingExtraError: torchinfo is not installed.
-        SettingsError: there is no input to run the model on.
+        SettingsError: there is no module, or no input to run it on.
         ShapeError: the model cannot run on the inputs; names them.
     """
     torchinfo = require_extra("torchinfo", "summary", "summary")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if not isinstance(model, nn.Module):
+        raise SettingsError(
+            f"summary describes a torch.nn.Module, and this is a {type(model).__name__}: pass the "
+            f"net (model.net of a KerasModel)."
+        )
     given = [] if input_data_args is None else list(input_data_args)
     if input_data is None:
         given = random_inputs(input_shape, input_dtype, batch_size) + given

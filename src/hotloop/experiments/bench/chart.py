@@ -46,6 +46,8 @@ def draw_chart(outcome: Outcome, path: Path) -> None:
 
 
 def _draw_panel(axes: Any, outcome: Outcome, name: str) -> None:
+    from matplotlib.ticker import EngFormatter
+
     experiment, rows = CATALOGUE[name], outcome.rows_of(name)[::-1]
     labels = [f"{row.device}  {row.form}" for row in rows]
     medians = [row.median for row in rows]
@@ -69,8 +71,11 @@ def _draw_panel(axes: Any, outcome: Outcome, name: str) -> None:
         elinewidth=1,
         capsize=2,
     )
-    if max(medians) > 10 * min(medians):
+    is_log = max(medians) > 10 * min(medians)
+    if is_log:
         axes.set_xscale("log")
+        axes.set_xlim(left=min(row.fastest for row in rows) / 3)
+    axes.xaxis.set_major_formatter(EngFormatter("s"))
     reach = max(row.slowest for row in rows)
     for bar, row in zip(bars, rows, strict=True):
         axes.annotate(
@@ -81,9 +86,10 @@ def _draw_panel(axes: Any, outcome: Outcome, name: str) -> None:
             va="center",
             fontsize=8,
         )
-    axes.set_xlim(right=reach * (2.2 if axes.get_xscale() == "log" else 1.16))
+    axes.set_xlim(right=reach * (2.2 if is_log else 1.16))
     axes.set_title(f"{experiment.title}: {outcome.data[name]}", loc="left", fontsize=9)
-    axes.set_xlabel(f"seconds per {experiment.unit}", fontsize=8)
+    scale = ", logarithmic" if is_log else ""
+    axes.set_xlabel(f"time of a warm {experiment.unit}{scale}", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)

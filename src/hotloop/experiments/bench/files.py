@@ -22,9 +22,18 @@ def read_json(path: Path) -> Outcome:
 
 
 def write_csv(outcome: Outcome, path: Path) -> None:
-    """Write a line for each experiment, device and form; seconds, bytes and shares as numbers."""
+    """Write a line for each experiment, device and form; seconds, bytes and shares as numbers.
+
+    Each line has the hardware's name, torch's version and the date, so that tables of several
+    machines can be put together.
+    """
     names = [field.name for field in dataclasses.fields(Row)]
+    run = {"torch": outcome.versions["torch"], "date": outcome.date, "quick": outcome.quick}
+    hardware = {info["device"]: info["name"] for info in outcome.devices}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, [*names, "hardware", *run])
         writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in outcome.rows)
+        writer.writerows(
+            dataclasses.asdict(row) | {"hardware": hardware[row.device]} | run
+            for row in outcome.rows
+        )

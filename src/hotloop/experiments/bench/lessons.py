@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from hotloop.experiments.bench.outcome import Outcome, Row
 from hotloop.experiments.units import mebibytes, rate, seconds, share
 
 _WORTH_SAYING = 1.1  # a ratio below it is noise
 _FAR_BELOW = 0.3  # of the copy rate: then something else than memory takes the time
+_MOST_LOAD = 0.5  # processes a core
 _CPU = "cpu"
 
 
@@ -37,6 +40,23 @@ def headline(outcome: Outcome, experiment: str) -> str:
     if wasted < 1 - 1 / _WORTH_SAYING:
         return "Here the arithmetic is nearly all of the time."
     return f"{share(wasted)} of the textbook's epoch can go without a faster device."
+
+
+def doubts(outcome: Outcome) -> list[str]:
+    """Return what speaks against the figures, one sentence each: a busy machine, a slow peak."""
+    found = []
+    if outcome.busy is not None and outcome.busy > _MOST_LOAD:
+        found.append(
+            f"The machine was busy when this began (load {outcome.busy:.1f} a core over the last "
+            f"minute): times are longer than they need be."
+        )
+    for device, measured in outcome.slow_peaks.items():
+        found.append(
+            f"On {device} the large product that measures the peak reached "
+            f"{rate(measured, 'FLOP/s')} only, though the experiment's product was faster: the "
+            f"machine did something else meanwhile. Shares are of the faster one."
+        )
+    return found
 
 
 def _matmul(outcome: Outcome, device: str) -> str:
@@ -170,12 +190,14 @@ def _forms(book: Row | None, model: Row | None, floor: Row | None) -> str:
     if book is None or model is None or floor is None:
         return ""
     ratio = book.median / model.median
-    if ratio > _WORTH_SAYING:
-        verdict = f"{ratio:.2f} times as fast as the textbook's loop"
-    elif ratio < 1 / _WORTH_SAYING:
-        verdict = f"{1 / ratio:.2f} times as slow as the textbook's loop"
-    else:
+    fast, slow = (model, book) if ratio > 1 else (book, model)
+    if max(ratio, 1 / ratio) <= _WORTH_SAYING:
         verdict = "as fast as the textbook's loop, within the noise"
+    else:
+        kind = f"{ratio:.2f} times as fast" if ratio > 1 else f"{1 / ratio:.2f} times as slow"
+        verdict = f"{kind} as the textbook's loop"
+        if fast.median >= slow.fastest or slow.median <= fast.slowest:
+            verdict += "; but their ranges overlap, so noise has a part in it"
     return (
         f"A warm {book.unit} takes {seconds(book.median)} in the textbook's loop, "
         f"{seconds(model.median)} through KerasModel ({verdict}) and {seconds(floor.median)} at "
@@ -191,17 +213,34 @@ def _compare_devices(outcome: Outcome, experiment: str, form: str) -> str:
         return ""
     best = min(others, key=lambda row: row.median)
     ratio = cpu.median / best.median
-    startup = sum(outcome.startup[experiment][best.device].values())
+    startup = _startup_of(outcome, best)
     if ratio <= 1:
         return (
             f"The CPU is {1 / ratio:.1f} times as fast as {best.device} here: the work is too "
             f"small for it."
         )
-    paid_back = startup / (cpu.median - best.median)
-    return (
+    more = startup - _startup_of(outcome, cpu)
+    text = (
         f"{best.device} takes {seconds(best.median)} where the CPU takes {seconds(cpu.median)}, "
-        f"{ratio:.1f} times less ({form}). What it needs once, {seconds(startup)}, is paid back "
-        f"after {paid_back:,.1f} of these {best.unit}s."
+        f"{ratio:.1f} times less ({form})."
+    )
+    if more <= 0:
+        return text
+    num_units = math.ceil(more / (cpu.median - best.median))
+    return (
+        f"{text} What it needs once, {seconds(startup)} ({seconds(more)} more than the CPU), is "
+        f"paid back after {num_units:,} of these {best.unit}s."
+    )
+
+
+def _startup_of(outcome: Outcome, row: Row) -> float:
+    """Return what a row's process had to do once, in seconds; without what other forms had."""
+    others = {other.form for other in outcome.rows_of(row.experiment)} - {row.form}
+    costs = outcome.startup[row.experiment][row.device]
+    return sum(
+        value
+        for what, value in costs.items()
+        if not any(f", {other}, " in what for other in others)
     )
 
 

@@ -109,6 +109,10 @@ class Outcome:
         import_seconds: to start Python and import torch and hotloop.
         devices: ``DeviceInfo`` of each device as a dict, with rates.
         sizes: the sizes as a dict.
+        dynamo_seconds: to import torch._dynamo, which an optimizer's first step does; 0 where
+            that was not timed.
+        stopped: whether Ctrl-C ended the run before all was measured.
+        slow_peaks: the float32 peaks, by device, that the experiment's own product exceeded.
         data: what each experiment computed on, in words.
         work: operations and bytes of one unit, by experiment: ``{"flops": ..., "bytes": ...}``.
         startup: seconds by what had to be done once, by experiment and device.
@@ -124,6 +128,9 @@ class Outcome:
     import_seconds: float
     devices: list[dict[str, Any]]
     sizes: dict[str, Any]
+    dynamo_seconds: float = 0.0
+    stopped: bool = False
+    slow_peaks: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     work: dict[str, dict[str, float | None]] = field(default_factory=dict)
     startup: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
@@ -142,6 +149,20 @@ class Outcome:
     def find(self, experiment: str, device: str, form: str) -> Row | None:
         """Return one row; None where there is none."""
         return next((r for r in self.rows_of(experiment, device) if r.form == form), None)
+
+    def startup_costs(self) -> list[tuple[str, str, str, float]]:
+        """Return what had to be done once: experiment, device ("" for any), what, seconds."""
+        costs = [("all", "", "Python, import torch and hotloop", self.import_seconds)]
+        if self.dynamo_seconds and set(self.measured) - {"matmul"}:
+            what = "torch._dynamo, which an optimizer imports in its first step"
+            costs.append(("trainings", "", what, self.dynamo_seconds))
+        costs += [
+            (experiment, device, what, value)
+            for experiment, by_device in self.startup.items()
+            for device, own in by_device.items()
+            for what, value in own.items()
+        ]
+        return costs
 
     def rates_of(self, device: str) -> dict[str, float | None]:
         """Return a device's measured rates by name."""

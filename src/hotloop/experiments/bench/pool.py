@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,11 @@ class Pool:
 
     Attributes:
         import_seconds: how long Python took to start and to import torch and hotloop.
+        dynamo_seconds: how long it then took to import torch._dynamo.
     """
 
     def __init__(self) -> None:
-        self.import_seconds = 0.0
+        self.import_seconds = self.dynamo_seconds = 0.0
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the pool is
 
@@ -90,6 +92,7 @@ class Pool:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            start_new_session=True,  # a terminal's Ctrl-C comes to this process only
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(paths),
@@ -98,16 +101,21 @@ class Pool:
             },
         )
         self._process = process
-        if process.stdout is None or "ready" not in process.stdout.readline():
+        ready = "" if process.stdout is None else process.stdout.readline()
+        if "ready" not in ready:
             raise ExperimentError(
                 f"the experiments' process did not start: {self._last_words()}; try "
                 f"python -m hotloop.experiments.bench.child."
             )
-        self.import_seconds = self.import_seconds or time.perf_counter() - started
+        if not self.import_seconds:
+            self.dynamo_seconds = json.loads(ready)["dynamo_seconds"]
+            self.import_seconds = time.perf_counter() - started - self.dynamo_seconds
         return process
 
     def _end(self, process: subprocess.Popen[str], at_once: bool) -> None:
-        if at_once:
+        if at_once and hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
+        elif at_once:
             process.terminate()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

@@ -8,13 +8,16 @@ from importlib.resources import files
 from pathlib import Path
 
 from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
-from hotloop.experiments.bench.lessons import headline, lessons
+from hotloop.experiments.bench.lessons import doubts, headline, lessons
 from hotloop.experiments.bench.outcome import Outcome, Row
+from hotloop.experiments.bench.plan import choose_sizes
 from hotloop.experiments.bench.prose import INTRODUCTIONS, SNIPPETS
 from hotloop.experiments.bench.svg import Bar, Point, bar_chart, roofline
 from hotloop.experiments.bench.table import format_answer, with_share
 from hotloop.experiments.units import NOT_THERE, gibibytes, mebibytes, rate, seconds
 
+_WORTH_DRAWING = 0.01  # of the longest start-up cost
+_WHAT_WIDTH = 400  # for what a start-up cost is, beside its bar
 _STYLES = {
     "textbook": "textbook",
     "unsynchronised": "unsynchronised",
@@ -56,12 +59,7 @@ def _head(outcome: Outcome) -> str:
         if outcome.quick
         else ""
     )
-    notices = [*outcome.notes, *outcome.failures]
-    if outcome.busy is not None and outcome.busy > 0.5:
-        notices.append(
-            f"The machine was busy when this began (load {outcome.busy:.1f} a core over the last "
-            f"minute): times are longer than they need be."
-        )
+    notices = [*outcome.notes, *outcome.failures, *doubts(outcome)]
     return (
         "<h1>CPU against GPU, measured</h1>"
         f'<p class="soft">{escape(where)}, {escape(outcome.date.replace("T", " "))}.'
@@ -98,8 +96,9 @@ def _machine(outcome: Outcome) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in outcome.versions.items())
     return (
         "<section><h2>The machine</h2><p>What each device was measured to reach, on large "
-        "matrices and large copies, just before the experiments. The shares further down are "
-        "shares of these, not of a data sheet.</p>"
+        "matrices and large copies, before the experiments and after them (the better of both; or "
+        "the product of the first experiment, where that was faster). "
+        "The shares further down are shares of these, not of a data sheet.</p>"
         f"{_table(*_without_empty(header, rows))}"
         f'<p class="under">{escape(libraries)}. {escape(versions)}.</p></section>'
     )
@@ -208,16 +207,29 @@ def _roofs(outcome: Outcome) -> str:
 
 
 def _startup(outcome: Outcome) -> str:
-    rows = [["all", "", "Python, import torch and hotloop", seconds(outcome.import_seconds)]]
-    for name, by_device in outcome.startup.items():
-        for device, costs in by_device.items():
-            rows += [[name, device, escape(what), seconds(s)] for what, s in costs.items()]
+    costs = outcome.startup_costs()
+    rows = [[name, device, escape(what), seconds(value)] for name, device, what, value in costs]
+    longest = max(value for *_, value in costs)
+    bars = [
+        Bar(
+            label=" ".join(filter(None, (device, name))),
+            value=value,
+            low=value,
+            high=value,
+            text=f"{seconds(value)}: {what}",
+            style="start",
+            hint=what,
+        )
+        for name, device, what, value in costs
+        if value >= _WORTH_DRAWING * longest
+    ]
+    chart = bar_chart(bars, "start-up costs, in seconds", value_width=_WHAT_WIDTH)
     return (
         '<section id="start-up"><h2>Start-up, on its own</h2><p>These are paid once a process. '
         "They are in none of the warm figures above. A clock that runs over the first call shows "
         "these and calls them the device's speed. A CPU needs no initialisation and no transfer, "
         "so it has no such lines.</p>"
-        f"{_table(('experiment', 'device', 'what', 'time'), rows)}</section>"
+        f"{chart}{_table(('experiment', 'device', 'what', 'time'), rows)}</section>"
     )
 
 
@@ -231,7 +243,21 @@ def _method(outcome: Outcome) -> str:
         "what the process held before; a loader's workers are not in it. Bytes are those that "
         "the kernels must move at least, operations those of the arithmetic; the classifier's "
         "bytes are not counted.</p>"
-        f"<pre>hotloop bench all{' --quick' if outcome.quick else ''}</pre></section>"
+        f"<pre>{escape(_command(outcome))}</pre></section>"
+    )
+
+
+def _command(outcome: Outcome) -> str:
+    """Return the command that runs the same experiments on the same devices."""
+    names = outcome.measured
+    devices = ",".join(info["device"] for info in outcome.devices)
+    options = " --quick" if outcome.quick else ""
+    images = outcome.sizes["image_train"]
+    if "image" in names and images != choose_sizes(outcome.quick).image_train:
+        options += f" --images {images}"
+    return "\n".join(
+        f"hotloop bench {name}{options} --devices {devices}"
+        for name in (["all"] if len(names) == len(CATALOGUE) else names)
     )
 
 

@@ -49,10 +49,10 @@ class Point:
     hint: str
 
 
-def bar_chart(bars: Sequence[Bar], title: str) -> str:
-    """Return horizontal bars from 0 on, each with its range."""
+def bar_chart(bars: Sequence[Bar], title: str, value_width: float = _VALUE_WIDTH) -> str:
+    """Return horizontal bars from 0 on, each with its range; so much space is right of them."""
     height = _ROW_HEIGHT * len(bars) + 8
-    space = _WIDTH - _LABEL_WIDTH - _VALUE_WIDTH
+    space = _WIDTH - _LABEL_WIDTH - value_width
     scale = space / max(max(bar.value, bar.high) for bar in bars)
     parts = []
     for number, bar in enumerate(bars):
@@ -135,8 +135,8 @@ def roofline(
         x, y = x_of(point.intensity), y_of(point.flops_per_second)
         parts.append(
             f'<g><title>{escape(point.hint)}</title><circle class="point {point.style}" '
-            f'cx="{x:.1f}" cy="{y:.1f}" r="6"/><text class="value" x="{x + 11:.1f}" '
-            f'y="{y + 4:.1f}">{escape(point.label)}</text></g>'
+            f'cx="{x:.1f}" cy="{y:.1f}" r="6"/><text class="value" x="{x + 9:.1f}" '
+            f'y="{y + 17:.1f}">{escape(point.label)}</text></g>'
         )
     return _wrap(parts, height, title)
 

@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from hotloop.experiments.bench.catalogue import CATALOGUE, Experiment
-from hotloop.experiments.bench.lessons import lessons
+from hotloop.experiments.bench.lessons import doubts, lessons
 from hotloop.experiments.bench.outcome import Outcome, Row
 from hotloop.experiments.units import NOT_THERE, mebibytes, seconds, share, three_digits
+
+_WIDE = 110  # columns
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Print a table for each experiment, with its lesson below it, and the start-up costs."""
     for name in outcome.measured:
         experiment = CATALOGUE[name]
-        console.print(make_table(outcome, experiment))
+        console.print(make_table(outcome, experiment, narrow=console.width < _WIDE))
         for paragraph in lessons(outcome, name):
             console.print(f"{paragraph}\n", highlight=False)
     if outcome.startup:
         console.print(make_startup_table(outcome))
-    for text in (*outcome.notes, *outcome.failures):
+    for text in (*outcome.notes, *outcome.failures, *doubts(outcome)):
         console.print(text, style="yellow", highlight=False)
-    if outcome.busy is not None and outcome.busy > 0.5:
-        console.print(
-            f"The machine was busy when this began (load {outcome.busy:.1f} a core over the last "
-            f"minute): times are longer than they need be.",
-            style="yellow",
-            highlight=False,
-        )
 
 
-def make_table(outcome: Outcome, experiment: Experiment) -> Table:
-    """Return one experiment's table, a row for each device and form."""
+def make_table(outcome: Outcome, experiment: Experiment, *, narrow: bool = False) -> Table:
+    """Return one experiment's table, a row for each device and form.
+
+    A narrow one fits 80 columns: it has ranges and shares in a second line, and the device above
+    the first of its forms.
+    """
+    rows = outcome.rows_of(experiment.name)
     table = Table(
         title=f"{experiment.title}: {outcome.data[experiment.name]}",
         caption=f"warm: median and range of each {experiment.unit}; shares are of the device's "
         f"measured peaks; right: {experiment.expected}",
+        box=box.SIMPLE_HEAD if narrow else box.HEAVY_HEAD,
+        pad_edge=not narrow,
+        collapse_padding=narrow,
     )
-    for column in ("device", "form"):
+    for column in ("form",) if narrow else ("device", "form"):
         table.add_column(column, no_wrap=True)
     for column in (experiment.first, f"warm {experiment.unit}", "range", "GFLOP/s", "GB/s"):
         table.add_column(column, justify="right")
     table.add_column("memory", justify="right")
     table.add_column(experiment.answer, justify="right")
     last = None
-    for row in outcome.rows_of(experiment.name):
-        table.add_row(*_cells(row, repeated=row.device == last))
+    for row in rows:
+        cells = _cells(row, repeated=row.device == last)
+        if narrow:
+            if row.device != last and len({other.device for other in rows}) > 1:
+                table.add_row(row.device, style="bold")
+            cells = [cell.replace(" - ", " -\n").replace(" (", "\n(") for cell in cells[1:]]
+        table.add_row(*cells)
         last = row.device
     return table
 
@@ -58,11 +67,8 @@ def make_startup_table(outcome: Outcome) -> Table:
     table.add_column("device")
     table.add_column("what")
     table.add_column("time", justify="right")
-    table.add_row("all", "", "Python, import torch and hotloop", seconds(outcome.import_seconds))
-    for experiment, by_device in outcome.startup.items():
-        for device, costs in by_device.items():
-            for what, value in costs.items():
-                table.add_row(experiment, device, what, seconds(value))
+    for experiment, device, what, value in outcome.startup_costs():
+        table.add_row(experiment, device, what, seconds(value))
     return table
 
 

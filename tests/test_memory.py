@@ -35,13 +35,13 @@ def test_the_peak_of_a_block_is_seen_after_it(by_samples, monkeypatch):
 @needs_status
 def test_an_error_in_the_block_passes_and_is_measured():
     def fail():
-        torch.ones(32 * MIB // 4).sum()
+        torch.ones(64 * MIB // 4).sum()  # above what glibc ever serves from memory freed before
         raise KeyError
 
     measured = peak_memory("cpu")
     with pytest.raises(KeyError), measured:
         fail()
-    assert measured.peak.added_bytes > 25 * MIB
+    assert measured.peak.added_bytes > 60 * MIB
 
 
 @needs_status

@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from hotloop.data.budget import resident_budget
 from hotloop.data.purity import read_samples, reason_against
 from hotloop.data.random_state import RandomStates
+from hotloop.data.working_time import working_seconds
 from hotloop.doctor.findings import LoaderTimes
 from hotloop.nested import iterate_tensors
 
@@ -35,7 +36,7 @@ class Reading:
         batches: as they came, on the host.
         sample_seconds: for reading the samples of a batch, the median.
         collate_seconds: for collating them, the median.
-        cpu_share: of the reading's time that the processor worked.
+        cpu_share: of the reading's time that it worked, or had no processor to work on.
         batch_bytes: of a batch's tensors.
         drew: names of the global generators that reading used.
         reread_files: files that a second reading of the same samples opened again.
@@ -70,27 +71,27 @@ def is_map_style(loader: Any) -> bool:
 def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Reading:
     """Read some batches in this process, timing samples and collating apart."""
     reading = Reading()
-    sample_times, collate_times, cpu = [], [], 0.0
+    sample_times, collate_times, worked = [], [], 0.0
     deadline = time.perf_counter() + seconds
     rows = iter(IndexLists(loader))
     before = RandomStates.read()
     first: list[int] = []
     for indices in rows:
         first = first or indices
-        started, cpu_started = time.perf_counter(), time.thread_time()
+        started, work_started = time.perf_counter(), working_seconds()
         samples = read_samples(loader.dataset, indices)
         read = time.perf_counter()
         reading.batches.append(loader.collate_fn(samples))
         collated = time.perf_counter()
         sample_times.append(read - started)
         collate_times.append(collated - read)
-        cpu += time.thread_time() - cpu_started
+        worked += working_seconds() - work_started
         if len(reading.batches) >= max_batches or time.perf_counter() > deadline:
             break
     reading.drew = tuple(before.moved())
     reading.sample_seconds = statistics.median(sample_times)
     reading.collate_seconds = statistics.median(collate_times)
-    reading.cpu_share = min(cpu / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
+    reading.cpu_share = min(worked / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
     reading.batch_bytes = sum(t.nbytes for _, t in iterate_tensors(reading.batches[0]))
     with _opened_files() as once:
         read_samples(loader.dataset, first[:2])

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from hotloop.data.purity import read_samples, reason_against
 from hotloop.data.random_state import RandomStates
 from hotloop.data.working_time import working_seconds
 from hotloop.doctor.findings import LoaderTimes
+from hotloop.errors import DiagnosisError
 from hotloop.nested import iterate_tensors
 
 _WAITS = 0.5  # a reader whose processor is used less than this waits for something else
@@ -40,6 +42,7 @@ class Reading:
         batch_bytes: of a batch's tensors.
         drew: names of the global generators that reading used.
         reread_files: files that a second reading of the same samples opened again.
+        reread_bytes: of files, that a second reading of two samples read again.
     """
 
     batches: list[Any] = field(default_factory=list)
@@ -49,6 +52,7 @@ class Reading:
     batch_bytes: int = 0
     drew: tuple[str, ...] = ()
     reread_files: tuple[str, ...] = ()
+    reread_bytes: int = 0
 
     @property
     def cause(self) -> str:
@@ -79,9 +83,15 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
     for indices in rows:
         first = first or indices
         started, work_started = time.perf_counter(), working_seconds()
-        samples = read_samples(loader.dataset, indices)
-        read = time.perf_counter()
-        reading.batches.append(loader.collate_fn(samples))
+        try:
+            samples = read_samples(loader.dataset, indices)
+            read = time.perf_counter()
+            reading.batches.append(loader.collate_fn(samples))
+        except Exception as error:
+            raise DiagnosisError(
+                f"no trial can be run, for reading samples {_shortened(indices)} failed "
+                f"({type(error).__name__}: {error}): mend or leave out what cannot be read."
+            ) from error
         collated = time.perf_counter()
         sample_times.append(read - started)
         collate_times.append(collated - read)
@@ -95,10 +105,17 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
     reading.batch_bytes = sum(t.nbytes for _, t in iterate_tensors(reading.batches[0]))
     with _opened_files() as once:
         read_samples(loader.dataset, first[:2])
+    bytes_before = _bytes_read()
     with _opened_files() as twice:
         read_samples(loader.dataset, first[:2])
+    reading.reread_bytes = _bytes_read() - bytes_before
     reading.reread_files = tuple(path for path in once if path in twice)
     return reading
+
+
+def _shortened(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:4]))
+    return f"{shown} ..." if len(indices) > 4 else shown
 
 
 def reason_not_resident(
@@ -125,8 +142,8 @@ def reason_not_resident(
     return None
 
 
-def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
-    """Return a loader like the user's with another number of workers.
+def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> DataLoader[Any]:
+    """Return a loader like the user's with another number of workers, and larger batches.
 
     Its indices come from a generator of its own, so that the user's sampler is not asked.
     """
@@ -138,7 +155,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
     with quiet_about_cores():
         return _QuietLoader(
             loader.dataset,
-            batch_sampler=IndexLists(loader),
+            batch_sampler=IndexLists(loader, larger),
             num_workers=num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -177,12 +194,12 @@ class _QuietLoader(DataLoader[Any]):
 
 
 class IndexLists:
-    """Endless batches of indices of the size and kind that a loader's sampler gives."""
+    """Endless batches of indices of the kind that a loader's sampler gives, ``larger`` as large."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], larger: int = 1) -> None:
         self._length = len(loader.dataset)  # type: ignore[arg-type]
         self._shuffled = not isinstance(loader.sampler, SequentialSampler)
-        self._size = loader.batch_size or 0
+        self._size = (loader.batch_size or 0) * larger
         self._own: Any = None
         if type(loader.batch_sampler) is not BatchSampler:
             # a copy of the user's, around the same data set
@@ -209,6 +226,15 @@ def quiet_about_cores() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
+
+
+def _bytes_read() -> int:
+    """Return the bytes that this process has read by system calls; 0 where that is not told."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(text.partition("rchar:")[2].split()[0])
 
 
 @contextlib.contextmanager

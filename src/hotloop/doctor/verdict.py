@@ -75,5 +75,6 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
     if part == "compute" and found.flops_per_second and found.num_batches:
         step = found.epoch_seconds["compute"] / found.num_batches
         rate = found.step_flops / step / found.flops_per_second
-        text += f"; it reaches {rate:.0%} of the float32 rate that was measured for this device"
+        reached = f"{rate:.0%}" if rate >= 0.01 else "less than 1%"
+        text += f"; it reaches {reached} of the float32 rate that was measured for this device"
     return text + "."

@@ -12,24 +12,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
 import os
 import statistics
 import tempfile
 import time
-import zlib
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import describe_machine
+from benchmarks.planted import Case, Decoded, Waited, make_cases, reading
 from hotloop import KerasModel
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
@@ -37,183 +34,7 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import FitSettings
 from hotloop.timing.clock import NoClock, StepClock
 
-WIDTH = 256
 FIT = {"epochs": 2, "plot": False, "quiet": True, "cpu": True, "resident_budget": 0}
-
-
-class Rows(Dataset):
-    """Rows that take no time to read."""
-
-    def __init__(self, length: int = 512) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.full((WIDTH,), index / self.length), index % 2
-
-
-class Decoded(Rows):
-    """Each sample is unpacked, as a compressed image is: work for a processor."""
-
-    def __init__(self, length: int = 512) -> None:
-        super().__init__(length)
-        self.packed = zlib.compress(bytes(range(256)) * 4096, 9)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        zlib.crc32(zlib.decompress(self.packed))
-        return super().__getitem__(index)
-
-
-class Waited(Rows):
-    """Each sample waits 4 ms: what any number of workers can do at a time."""
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        time.sleep(0.004)
-        return super().__getitem__(index)
-
-
-class Throttled(io.FileIO):
-    """A file that gives 100 MiB a second."""
-
-    def read(self, size: int = -1) -> bytes:  # type: ignore[override]
-        data = super().read(size) or b""
-        time.sleep(len(data) / (100 * 2**20))
-        return data
-
-
-class OnDisk(Rows):
-    """Each sample reads half a MiB of a file behind a throttle."""
-
-    def __init__(self, path: Path, length: int = 512) -> None:
-        super().__init__(length)
-        self.path = path
-        path.write_bytes(bytes(2**19))
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with Throttled(self.path) as file:
-            file.read()
-        return super().__getitem__(index)
-
-
-def slow_collate(samples: list[Any]) -> Any:
-    time.sleep(0.08)
-    return torch.utils.data.default_collate(samples)
-
-
-class ReadsBack(KerasModel):
-    """Reads each sample's loss back."""
-
-    def step(self, batch: Any) -> Any:
-        inputs, labels = batch
-        preds = self.net(inputs)
-        losses = nn.functional.cross_entropy(preds, labels, reduction="none")
-        self.largest = max(loss.item() for loss in losses)
-        return losses.mean(), preds, labels
-
-
-class Kept(KerasModel):
-    """The same step, with the largest loss left on the device."""
-
-    def step(self, batch: Any) -> Any:
-        inputs, labels = batch
-        preds = self.net(inputs)
-        losses = nn.functional.cross_entropy(preds, labels, reduction="none")
-        return {"loss": losses.mean(), "preds": preds, "labels": labels, "largest": losses.max()}
-
-
-class Oversized(nn.Module):
-    """Sorts a million numbers for each batch."""
-
-    def forward(self, preds: torch.Tensor, labels: torch.Tensor) -> None:
-        del preds, labels
-        torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)).sort()
-
-    def compute(self) -> float:
-        return 0.0
-
-    def reset(self) -> None:
-        pass
-
-
-class Slow:
-    """A callback of a second and a half."""
-
-    def on_train_epoch_end(self, model: Any) -> None:
-        del model
-        time.sleep(1.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A planted bottleneck.
-
-    Attributes:
-        expected: the bottleneck's name, or the kind of the mistake.
-        changes: the names of the changes whose prediction is looked at, the first that is advised.
-        build: returns model, loader and callbacks; given the change's argument, with it applied.
-    """
-
-    expected: str
-    changes: tuple[str, ...]
-    build: Callable[[str | None], tuple[KerasModel, DataLoader[Any], list[Any]]]
-
-
-def make_model(kind: type[KerasModel] = KerasModel, metrics: Any = None, width: int = 64) -> Any:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(WIDTH, width), nn.ReLU(), nn.Linear(width, 2))
-    return kind(net, nn.CrossEntropyLoss(), metrics, torch.optim.Adam(net.parameters(), lr=1e-3))
-
-
-def reading(dataset: Rows, collate: Any = None) -> Any:
-    """Return the builder of a case of slow data; its change is a number of workers."""
-
-    def build(argument: str | None) -> Any:
-        workers = int(argument.partition("num_workers=")[2].strip(")")) if argument else 0
-        loader = DataLoader(dataset, 16, shuffle=True, collate_fn=collate, num_workers=workers)
-        return make_model(), loader, []
-
-    return build
-
-
-def tiny(argument: str | None) -> Any:
-    size = int(argument.partition("batch_size=")[2].strip(")")) if argument else 4
-    return make_model(), DataLoader(Rows(8192), size, shuffle=True), []
-
-
-def reads_back(argument: str | None) -> Any:
-    return make_model(Kept if argument else ReadsBack), DataLoader(Rows(2048), 64), []
-
-
-def oversized(argument: str | None) -> Any:
-    metrics = None if argument else {"big": Oversized()}
-    return make_model(metrics=metrics), DataLoader(Rows(), 32), []
-
-
-def slow_callback(argument: str | None) -> Any:
-    return make_model(), DataLoader(Rows(), 32), [] if argument else [Slow()]
-
-
-def heavy(argument: str | None) -> Any:
-    del argument  # an argument of fit
-    return make_model(width=60_000), DataLoader(Rows(), 64), []
-
-
-def make_cases(folder: Path) -> dict[str, Case]:
-    workers = ("workers",)
-    return {
-        "slow decode": Case("data: decode", workers, reading(Decoded(2048))),
-        "slow collate": Case("data: collate", workers, reading(Rows(1024), slow_collate)),
-        "disk behind a throttle": Case(
-            "data: storage", workers, reading(OnDisk(folder / "f", 1024))
-        ),
-        "tiny batches": Case("compute: small batches", ("batch_size",), tiny),
-        ".item() in the step": Case("sync", ("sync",), reads_back),
-        "oversized metric": Case("metrics", ("metrics",), oversized),
-        "slow callback": Case("callbacks", ("callbacks",), slow_callback),
-        "compute-bound net": Case("compute: arithmetic", ("bf16", "compile"), heavy),
-    }
 
 
 def epoch_seconds(build: Any, argument: str | None) -> float:
@@ -315,18 +136,19 @@ class Blocks:
             self.run.fused.apply()
         self.run.clock = clock
 
-    def time(self) -> float:
-        """Return the seconds of a block."""
-        started = time.perf_counter()
+    def time(self) -> tuple[float, float]:
+        """Return the seconds of a block, by the clock and of the processor."""
+        started, worked = time.perf_counter(), time.process_time()
         self.run._run_stage("train", self.source, epoch=1)
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - worked
 
 
-def run_overhead(num_pairs: int, num_steps: int = 100) -> dict[str, Any]:
+def run_overhead(num_pairs: int, num_steps: int = 200) -> dict[str, Any]:
     """Compare small steps with the accounting and without, in blocks that take turns.
 
-    One process, blocks of some hundredths of a second: what else the machine does hits both of a
-    pair alike, and the median over pairs leaves out those where it did not.
+    One process, blocks of a tenth of a second: what else the machine does hits both of a pair
+    alike, and the median over pairs leaves out those where it did not. The processor's time beside
+    the wall clock's does not count what others took of it.
     """
     on, off = Blocks(StepClock(torch.device("cpu")), num_steps), Blocks(NoClock(), num_steps)
     for blocks in (on, off):
@@ -337,16 +159,18 @@ def run_overhead(num_pairs: int, num_steps: int = 100) -> dict[str, Any]:
         first, second = (on, off) if number % 2 else (off, on)
         times = {first: first.time(), second: second.time()}
         pairs.append((times[on], times[off]))
-    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    return {
+    step_seconds = statistics.median(without[0] for _, without in pairs) / num_steps
+    result: dict[str, Any] = {
         "steps_of_a_block": num_steps,
         "pairs": num_pairs,
-        "microseconds_on": statistics.median(a for a, _ in pairs) / num_steps * 1e6,
-        "microseconds_off": statistics.median(b for _, b in pairs) / num_steps * 1e6,
-        "ratio_median": middle,
-        "ratio_quartiles": [low, high],
-        "calls_microseconds": _calls_cost(statistics.median(b for _, b in pairs) / num_steps),
+        "microseconds_on": statistics.median(with_it[0] for with_it, _ in pairs) / num_steps * 1e6,
+        "microseconds_off": step_seconds * 1e6,
+        "calls_microseconds": _calls_cost(step_seconds),
     }
+    for which, name in enumerate(("wall", "processor")):
+        ratios = [with_it[which] / without[which] for with_it, without in pairs]
+        result[f"{name}_quartiles"] = statistics.quantiles(ratios, n=4)
+    return result
 
 
 def _calls_cost(step_seconds: float, count: int = 100_000) -> float:
@@ -391,13 +215,18 @@ def markdown(result: dict[str, Any]) -> str:
         *_table(result["tuned"]),
         "",
         f"A step of {overhead['microseconds_off']:.0f} us without accounting takes "
-        f"{overhead['microseconds_on']:.0f} us with it: {overhead['ratio_median']:.3f} times, "
-        f"quartiles {overhead['ratio_quartiles'][0]:.3f} to "
-        f"{overhead['ratio_quartiles'][1]:.3f} over {overhead['pairs']} pairs of blocks in turn; "
-        f"the clock's calls alone take {overhead['calls_microseconds']:.2f} us a step, "
+        f"{overhead['microseconds_on']:.0f} us with it, over {overhead['pairs']} pairs of blocks "
+        f"of {overhead['steps_of_a_block']} steps in turn; first quartile, median and third "
+        f"quartile of their ratios: {_three(overhead['wall_quartiles'])} by the clock, "
+        f"{_three(overhead['processor_quartiles'])} of the processor's time. The clock's calls "
+        f"alone take {overhead['calls_microseconds']:.2f} us a step, "
         f"{overhead['calls_microseconds'] / overhead['microseconds_off']:.2%} of it.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _three(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
@@ -441,7 +270,7 @@ def main() -> None:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 result["tuned"] = run_tuned(repeats)
         if not only or "overhead" in only:
-            result["overhead"] = run_overhead(20 if arguments.quick else 400)
+            result["overhead"] = run_overhead(10 if arguments.quick else 150)
         result["load_after"] = os.getloadavg()[0]
     if only:
         print(json.dumps(result, indent=2))

@@ -100,7 +100,7 @@ class KerasModel(nn.Module):
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
-        self.measured_peak: MeasuredPeak | None = None  # by diagnose
+        self.measured_peak: MeasuredPeak | None = None  # by diagnose, or after a long fit
         self._clock: StepClock | None = None  # of the last fit
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -277,7 +277,7 @@ class Changes:
     def _epoch_with(self, times: StepTimes, startup_seconds: float, larger: int = 1) -> float:
         """Return an epoch's seconds with other steps and waits."""
         found, count = self.found, math.ceil(self.found.num_batches / larger)
-        others = ("validation", "callbacks")
+        others = ("validation", "callbacks", "checkpoint")
         outside = sum(found.epoch_seconds.get(name, 0.0) for name in others)
         return times.step * count + startup_seconds + outside
 

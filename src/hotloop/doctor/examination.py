@@ -45,6 +45,7 @@ from hotloop.timing.report import MeasuredPeak
 
 _ASSUMED_BATCHES = 100
 _LEAST_SECONDS = 1.0
+_LARGE_CHECKPOINT = 2**30  # bytes that no trial writes unasked
 
 
 def diagnose(
@@ -290,12 +291,30 @@ class Examination:
         found.notes += notes
         if seconds:
             parts["callbacks"] = sum(seconds.values())
+        parts["checkpoint"] = self._time_saving()
         found.epoch_seconds = {name: value for name, value in parts.items() if value > 0}
         if self.once_seconds:
             found.notes.append(
                 f"fit serves train_data from memory: it is read once, about "
                 f"{self.once_seconds:.2g} s, spread here over {self.settings.epochs} epochs"
             )
+
+    def _time_saving(self) -> float:
+        """Return the seconds for saving the weights, as after an epoch that was the best so far."""
+        num_bytes = sum(tensor.nbytes for tensor in self.model.net.state_dict().values())
+        own = type(self.model).save_ckpt.__module__ != "hotloop.model"
+        if own or num_bytes > _LARGE_CHECKPOINT or self.left < 0.1 * self.seconds:
+            reason = "save_ckpt is your own" if own else "that would take too long"
+            self.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")
+            return 0.0
+        started = time.perf_counter()
+        self.trial.run.best.keep()
+        first = time.perf_counter() - started
+        if first > 0.01 * self.seconds:
+            return first
+        started = time.perf_counter()  # the first time imports, and makes the file
+        self.trial.run.best.keep()
+        return min(first, time.perf_counter() - started)
 
     def _time_validation(self) -> float:
         """Return the seconds of an epoch's validation."""

@@ -65,6 +65,7 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
         "compute: small batches": f"{head} is the step itself, most of which is the cost of "
         f"starting operators: a batch of {found.batch_size} samples is small for this device",
         "compute: arithmetic": f"{head} is the step itself",
+        "checkpoint": f"{head} is writing the weights, in an epoch that is the best so far",
         "rest": f"{head} is the loop around the steps",
     }
     text = words[found.bottleneck]

@@ -95,7 +95,8 @@ class Changes:
             return
         quicker = with_workers(loader, best.num_workers)
         times = at.trial.time(quicker, at.slice(0.12), num_workers=best.num_workers)
-        startup = times.startup_seconds
+        alone = best.startup_seconds - best.num_workers / best.batches_per_second
+        startup = min(times.startup_seconds, max(alone, 0.0))  # the less disturbed of two
         if loader.persistent_workers:
             startup /= at.settings.epochs
         self._add("workers", argument, self._epoch_with(times, startup), "measured", numbers, note)

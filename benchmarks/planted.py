@@ -139,9 +139,11 @@ class Case:
     build: Callable[[str | None], tuple[KerasModel, DataLoader[Any], list[Any]]]
 
 
-def make_model(kind: type[KerasModel] = KerasModel, metrics: Any = None, width: int = 64) -> Any:
+def make_model(
+    kind: type[KerasModel] = KerasModel, metrics: Any = None, net: nn.Module | None = None
+) -> Any:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(WIDTH, width), nn.ReLU(), nn.Linear(width, 2))
+    net = net or nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, 2))
     return kind(net, nn.CrossEntropyLoss(), metrics, torch.optim.Adam(net.parameters(), lr=1e-3))
 
 
@@ -175,8 +177,12 @@ def slow_callback(argument: str | None) -> Any:
 
 
 def heavy(argument: str | None) -> Any:
-    del argument  # an argument of fit
-    return make_model(width=60_000), DataLoader(Rows(), 64), []
+    """Return a net with much arithmetic for few weights; what is applied is an argument of fit."""
+    del argument
+    net = nn.Sequential(nn.Unflatten(1, (1, 16, 16)), nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(),
+                        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                        nn.Flatten(), nn.Linear(64, 2))  # fmt: skip
+    return make_model(net=net), DataLoader(Rows(), 64), []
 
 
 def make_cases(folder: Path) -> dict[str, Case]:

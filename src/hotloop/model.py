@@ -226,7 +226,8 @@ class KerasModel(nn.Module):
             trace_steps: ``(first, last)``: record these training steps, counted from 1 over all
                 epochs, as a trace for https://ui.perfetto.dev.
             trace_path: the file for it, JSON, or packed where the name ends in ".json.gz".
-            trace_memory: with ``trace_steps``: record allocations in the trace; on CUDA also a memory snapshot beside.
+            trace_memory: record allocations of these steps in the trace; on CUDA also a memory
+                snapshot beside.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val

@@ -62,8 +62,9 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
         "transform": f"{head} is batch_transform and the change of layout",
         "metrics": f"{head} is updating metrics",
         "callbacks": f"{head} is spent in callbacks",
-        "compute: small batches": f"{head} is the step itself, most of which is the cost of "
-        f"starting operators: a batch of {found.batch_size} samples is small for this device",
+        "compute: small batches": f"{head} is the step itself, most of which it takes whatever "
+        f"the batch's size (starting operators, updating weights): {found.batch_size} samples are "
+        f"few for this device",
         "compute: arithmetic": f"{head} is the step itself",
         "checkpoint": f"{head} is writing the weights, in an epoch that is the best so far",
         "rest": f"{head} is the loop around the steps",

@@ -265,7 +265,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Run everything and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each diagnosis")
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each diagnosis")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--only", default="", help="names of cases or parts, with commas between")

@@ -173,7 +173,7 @@ def oversized(argument: str | None) -> Any:
 
 
 def slow_callback(argument: str | None) -> Any:
-    return make_model(), DataLoader(Rows(), 32), [] if argument else [Slow()]
+    return make_model(), DataLoader(Rows(4096), 32), [] if argument else [Slow()]
 
 
 def heavy(argument: str | None) -> Any:

@@ -135,7 +135,9 @@ class Trial:
         """
         # what workers read beside the first batch comes for nothing, and says nothing of the rest
         warm_up = max(_WARM_UP_STEPS, num_workers + 1)
-        limited = _Limited(batches, seconds, warm_up, lambda: synchronize(self.device))
+        limited = _Limited(
+            batches, seconds, (warm_up, max(num_workers, 1)), lambda: synchronize(self.device)
+        )
         source = BatchSource(limited, "train_data", self.device)
         self.run._run_stage(stage, source, epoch=1)
         synchronize(self.device)  # sync: the steps' kernels are part of their time
@@ -153,13 +155,20 @@ class Trial:
 
 
 class _Limited:
-    """Batches for some seconds, with the first few steps apart."""
+    """Batches for some seconds, with the first few steps apart.
+
+    Workers deliver together, after one long wait; whole bursts are measured.
+    """
 
     def __init__(
-        self, batches: Iterable[Any], seconds: float, warm_up: int, settle: Callable[[], None]
+        self,
+        batches: Iterable[Any],
+        seconds: float,
+        counts: tuple[int, int],
+        settle: Callable[[], None],
     ) -> None:
         self._batches, self._seconds, self._settle = batches, seconds, settle
-        self._warm_up = warm_up
+        self._warm_up, self._burst = counts
         self.first_wait = self.measured_wait = self.measured_from = 0.0
         self.num_measured = self.batch_size = 0
 
@@ -182,7 +191,8 @@ class _Limited:
                 self._settle()
                 started = self.measured_from = time.perf_counter()
             asked = time.perf_counter()
-            if self.num_measured >= 2 and asked - started > self._seconds:
+            whole = self.num_measured >= 2 and self.num_measured % self._burst == 0
+            if whole and asked - started > self._seconds:
                 return
 
 

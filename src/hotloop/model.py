@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,7 +100,7 @@ class KerasModel(nn.Module):
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
-        self.measured_peak: MeasuredPeak | None = None  # by diagnose
+        self.measured_peak: MeasuredPeak | None = None  # by diagnose, or after a long fit
         self._clock: StepClock | None = None  # of the last fit
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -227,7 +226,8 @@ class KerasModel(nn.Module):
             trace_steps: ``(first, last)``: record these training steps, counted from 1 over all
                 epochs, as a trace for https://ui.perfetto.dev.
             trace_path: the file for it, JSON, or packed where the name ends in ".json.gz".
-            trace_memory: record allocations in the trace; on CUDA also a memory snapshot beside.
+            trace_memory: record allocations of these steps in the trace; on CUDA also a memory
+                snapshot beside.
 
         Returns:
             The history, one row an epoch: epoch, train_loss, train metrics, lr, val_loss, val
@@ -372,15 +372,16 @@ class KerasModel(nn.Module):
             DiagnosisError: no trial can be run; says why.
             SettingsError: an argument that ``fit`` would refuse.
         """
-        for name in ("plot", "wandb", "quiet"):  # what is seen of a fit is no part of a trial
-            fit_arguments.pop(name, None)
-        known = {field.name for field in dataclasses.fields(FitSettings)}
-        if unknown := sorted(set(fit_arguments) - known):
-            raise SettingsError(f"fit has no argument {', '.join(unknown)}: leave it out.")
-        settings = FitSettings(**fit_arguments)
+        settings = FitSettings.of_fit(fit_arguments)
         device = choose_device(settings.cpu).device
         sources = _make_sources(train_data, val_data, device, settings.batch_size)
-        return diagnose(self, *sources, settings, seconds, callbacks or ())
+        found = diagnose(self, *sources, settings, seconds, callbacks or ())
+        if (devices := fit_arguments.get("devices")) is not None:
+            found.notes.append(
+                f"one process was looked at; what sharing gradients takes with devices={devices!r} "
+                f"is not in these figures"
+            )
+        return found
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.

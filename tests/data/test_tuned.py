@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hotloop.data.adapt import as_batches
-from hotloop.data.proof import reason_against_workers
+from hotloop.data.proof import prove_workers, reason_against_workers
 from hotloop.data.tuned import TunedLoader, tune_source
 from hotloop.data.workers import can_fork
 from hotloop.errors import SettingsError
@@ -22,13 +22,13 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def train(tune, *, exact, dataset=planted.Waiting, said=None, **loader_options):
+def train(tune, *, exact, dataset=planted.Waiting, **loader_options):
     torch.manual_seed(7)
     random.seed(7)
     model = planted.make_model()
-    loader = planted.make_loader(dataset(), batch_size=8, **loader_options)
+    loader = planted.make_loader(dataset(120), batch_size=4, **loader_options)
     history = model.fit(
-        loader, planted.make_loader(dataset()), epochs=2, plot=False, cpu=True,
+        loader, planted.make_loader(dataset(40), batch_size=8), epochs=2, plot=False, cpu=True,
         resident_budget=0, exact=exact, tune=tune,
     )  # fmt: skip
     return history, model, torch.get_rng_state()
@@ -78,17 +78,39 @@ def test_another_seed_gives_other_numbers():
         assert_same(first, (*first[:2], torch.get_rng_state()))
 
 
+def test_slow_samples_have_workers_from_the_first_batch():
+    said = []
+    source = as_batches(planted.make_loader(planted.Waiting(120), 4), "train_data",
+                        torch.device("cpu"))  # fmt: skip
+    tuned = tune_source(source, said.append)
+    workers = tuned.batches.num_workers
+    assert workers > 0
+    assert f"trying {workers} workers" in said[0]
+    assert len(list(tuned)) == 30
+    assert "batches ahead each" in said[-1]
+
+
+def test_what_the_proof_measured():
+    proof = prove_workers(planted.make_loader(planted.Waiting(40), 4))
+    assert proof.reason is None
+    assert proof.sample_seconds >= 0.005
+    assert proof.work_share < 0.5
+    assert prove_workers(planted.make_loader(planted.Decoding(40), 4)).work_share > 0.5
+
+
 def test_workers_are_raised_within_an_epoch_and_batches_come_once():
     said = []
-    source = as_batches(planted.make_loader(planted.Waiting(), 4), "train_data",
+    # an epoch so short that workers are not tried before waiting was seen
+    source = as_batches(planted.make_loader(planted.Waiting(80), 2), "train_data",
                         torch.device("cpu"))  # fmt: skip
     tuned = tune_source(source, said.append)
     assert isinstance(tuned.batches, TunedLoader)
+    assert tuned.batches.num_workers == 0
     values = torch.cat([batch[0][:, 0] for batch in tuned])
-    assert torch.equal(values.sort().values, torch.arange(240) / 240)
+    assert torch.equal(values.sort().values, torch.arange(80) / 80)
     assert tuned.batches.num_workers > 0
-    assert "trying" in said[0]
-    assert tuned.num_batches == len(tuned) == 60
+    assert "of the time between batches is waiting for train_data: trying" in said[0]
+    assert tuned.num_batches == len(tuned) == 40
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
+from hotloop import KerasModel
+from hotloop.doctor.script import diagnose_script
+from hotloop.errors import DiagnosisError
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
@@ -16,7 +23,7 @@ import planted_doctor as planted
 print("arguments", sys.argv[1:])
 planted.make_model().fit(
     planted.make_loader(planted.Waiting(), collate_fn=planted.quick_collate),
-    epochs=3, cpu=True, callbacks=[planted.SlowCallback()],
+    epochs=3, cpu=True, resume=True, callbacks=[planted.SlowCallback()],
 )
 raise RuntimeError("the script went on")
 """
@@ -37,7 +44,7 @@ def write(text, name="train.py"):
 
 
 def test_a_script_is_diagnosed_in_place_of_its_fit():
-    done = doctor("--json", "--seconds", "5", write(SCRIPT), "--data", "images")
+    done = doctor("--json", "--seconds", "3", write(SCRIPT), "--data", "images")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["bottleneck"] == "data: storage"
@@ -46,20 +53,32 @@ def test_a_script_is_diagnosed_in_place_of_its_fit():
     assert not Path("checkpoint").exists()
 
 
-def test_the_report_is_printed():
-    done = doctor("--seconds", "3", "--with-callbacks", write(SCRIPT))
-    assert done.returncode == 0, done.stderr
-    assert "bottleneck: data: storage" in done.stdout
-    assert "callbacks" in done.stdout
+def test_the_report_is_printed(capsys):
+    script = Path(write(SCRIPT))
+    torch.set_num_threads(1)
+    diagnose_script(script, [], KerasModel, seconds=2, with_callbacks=True).print()
+    shown = capsys.readouterr().out
+    assert "bottleneck: data: storage" in shown
+    assert "callbacks" in shown
 
 
-def test_a_script_that_never_fits():
-    done = doctor(write("print('nothing to see')\n", "empty.py"))
-    assert done.returncode == 1
-    assert "ended without calling fit" in done.stderr
-    done = doctor(write("import sys\nsys.exit(3)\n", "leaves.py"))
-    assert done.returncode == 1
-    assert "sys.exit(3)" in done.stderr
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print('nothing to see')\n", "ended without calling fit"),
+        ("import sys\nsys.exit(3)\n", r"sys\.exit\(3\)"),
+        (None, "is no file"),
+    ],
+)
+def test_a_script_that_never_fits(text, message):
+    script = Path("missing.py" if text is None else write(text))
+    fit, path, argv = KerasModel.fit, list(sys.path), sys.argv
+    with pytest.raises(DiagnosisError, match=message):
+        diagnose_script(script, [], KerasModel)
+    assert (KerasModel.fit, sys.path, sys.argv) == (fit, path, argv)
+
+
+def test_an_error_is_one_sentence():
     done = doctor("missing.py")
     assert done.returncode == 1
-    assert "is no file" in done.stderr
+    assert done.stderr.startswith("hotloop: missing.py is no file")

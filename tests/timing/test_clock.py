@@ -30,7 +30,7 @@ def fit(model, loader, **options):
 
 def test_waiting_for_data_is_seen():
     model = planted.make_model()
-    loader = planted.make_loader(planted.Waiting())
+    loader = planted.make_loader(planted.Waiting(60), batch_size=4)
     fit(model, loader, val_data=loader, resident_budget=0)
     report = model.time_report()
     assert report.shares["data"] > 0.5
@@ -65,7 +65,7 @@ def test_a_slow_callback_and_a_slow_metric_are_named():
     assert "SlowCallback.on_train_epoch_end" in report.verdict
     assert report.callbacks["SlowCallback.on_train_epoch_end"] >= 1.0
     model = planted.make_model(metrics={"slow": planted.SlowMetric()})
-    fit(model, planted.make_loader())
+    fit(model, planted.make_loader(planted.Plain(64)))
     assert model.time_report().verdict.startswith("bound by metrics")
 
 

@@ -53,6 +53,11 @@ def test_wrong_steps_are_refused(steps, tmp_path):
         fit(planted.make_model(), tmp_path, trace_steps=steps)
 
 
+def test_memory_without_steps_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="trace_memory=True records the memory of traced steps"):
+        fit(planted.make_model(), tmp_path, trace_memory=True)
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="make it first"):
         fit(planted.make_model(), tmp_path / "nowhere", trace_steps=(1, 2))

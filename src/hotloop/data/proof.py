@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +14,46 @@ from hotloop.data.purity import DatasetAttributes, find_state, read_samples
 from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches, replay_is_faithful
 from hotloop.data.workers import can_fork
+from hotloop.data.working_time import working_seconds
 from hotloop.nested import iterate_leaves
 
 _PROBE_SAMPLES = 32
-_PROBE_SECONDS = 1.0
+_PROBE_CHUNK = 4
+_PROBE_SECONDS = 0.15  # the run waits for it: of slow samples fewer are read
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Whether a loader's workers may be changed, and how the samples were read that showed it.
+
+    Attributes:
+        reason: why they may not; None where they may.
+        sample_seconds: for reading and collating one sample, about; 0 where none was read.
+        work_share: of that time, that it worked instead of waiting.
+    """
+
+    reason: str | None
+    sample_seconds: float = 0.0
+    work_share: float = 1.0
 
 
 def reason_against_workers(loader: Any) -> str | None:
-    """Return why the number of a loader's workers cannot be changed, None where it can.
+    """Return why the number of a loader's workers cannot be changed, None where it can."""
+    return prove_workers(loader).reason
+
+
+def prove_workers(loader: Any) -> Proof:
+    """Find out whether the number of a loader's workers can be changed.
 
     It can where batches, their order and the use of random numbers stay what they are: reading
     is a function of the index alone, and the sampler draws at the start of an epoch. A few
     samples are read twice for that, with collating, and the states put back.
     """
+    reason = _reason_by_looking(loader)
+    return _probe(loader) if reason is None else Proof(reason)
+
+
+def _reason_by_looking(loader: Any) -> str | None:
     if type(loader) is not DataLoader:
         return f"it is a {type(loader).__name__}, whose reading is unknown"
     dataset: Any = loader.dataset
@@ -46,32 +74,38 @@ def reason_against_workers(loader: Any) -> str | None:
     state = find_state(dataset) or find_state(loader.collate_fn)
     if state is not None:
         return f"it holds {state}, so that samples may differ from worker to worker"
-    return _probe(loader)
+    return None
 
 
-def _probe(loader: DataLoader[Any]) -> str | None:
+def _probe(loader: DataLoader[Any]) -> Proof:
     dataset: Any = loader.dataset
-    size = min(loader.batch_size or 1, 8)
+    size = min(loader.batch_size or 1, _PROBE_CHUNK)
     step = max(len(dataset) // _PROBE_SAMPLES, 1)
     spread = list(range(0, len(dataset), step))[:_PROBE_SAMPLES]
     before, attributes = RandomStates.read(), DatasetAttributes.read(dataset)
-    started = time.perf_counter()
+    seconds = worked = 0.0
+    num_read = 0
     try:
         for begin in range(0, len(spread), size):
             indices = spread[begin : begin + size]
-            first, again = (loader.collate_fn(read_samples(dataset, indices)) for _ in range(2))
+            started, work_started = time.perf_counter(), working_seconds()
+            first = loader.collate_fn(read_samples(dataset, indices))
+            seconds += time.perf_counter() - started
+            worked += working_seconds() - work_started
+            num_read += len(indices)
+            again = loader.collate_fn(read_samples(dataset, indices))
             if before.moved():
-                return f"reading it draws random numbers ({', '.join(before.moved())})"
+                return Proof(f"reading it draws random numbers ({', '.join(before.moved())})")
             if not _same(first, again):
-                return "a sample read twice is not the same"
-            if time.perf_counter() - started > _PROBE_SECONDS:
+                return Proof("a sample read twice is not the same")
+            if 2 * seconds > _PROBE_SECONDS:
                 break
     except Exception as error:  # noqa: BLE001 - training will meet it where it belongs
-        return f"reading a few of its samples failed ({error})"
+        return Proof(f"reading a few of its samples failed ({error})")
     finally:
         before.restore()
         attributes.restore()
-    return None
+    return Proof(None, seconds / max(num_read, 1), min(worked / max(seconds, 1e-9), 1.0))
 
 
 def _same(left: Any, right: Any) -> bool:

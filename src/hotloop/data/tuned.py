@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import free_bytes
-from hotloop.data.proof import reason_against_workers
+from hotloop.data.proof import Proof, prove_workers
 from hotloop.data.purity import read_samples
 from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches
 from hotloop.data.workers import AdaptiveSource, usable_cores
+from hotloop.data.working_time import working_seconds
 from hotloop.nested import iterate_tensors
 
 _WORTHWHILE_SHARE = 0.1  # of the time between batches spent waiting for them
@@ -31,6 +32,9 @@ _MAX_WORKERS = 16
 _PREFETCH = 4
 _PREFETCH_MEMORY = 0.1  # of the free memory that batches read ahead may take
 _WAITS = 0.5  # a reader whose processor is used less than this waits for something else
+_SLOW_BATCH = 0.005  # seconds to read a batch, from which workers are tried from the start
+_LONG_READING = 0.5  # seconds to read an epoch, which starting workers must be worth
+_MOST_AT_FIRST = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +43,12 @@ class ReadNote:
 
     Attributes:
         seconds: that it took.
-        cpu_seconds: that it computed meanwhile.
+        work_seconds: of these, that it computed, or had no processor to compute on.
         drew: names of the global generators that it used.
     """
 
     seconds: float
-    cpu_seconds: float
+    work_seconds: float
     drew: tuple[str, ...]
 
 
@@ -60,10 +64,11 @@ class NotedReads(Dataset[Any]):
     def __getitems__(self, indices: list[int]) -> tuple[Any, ReadNote]:
         """Return the batch of these samples, and the note."""
         before = RandomStates.read()
-        started, cpu_started = time.perf_counter(), time.thread_time()
+        started, work_started = time.perf_counter(), working_seconds()
         batch = self.collate(read_samples(self.dataset, indices))
-        seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - cpu_started
-        return batch, ReadNote(seconds, cpu_seconds, tuple(before.moved()))
+        seconds = time.perf_counter() - started
+        worked = working_seconds() - work_started
+        return batch, ReadNote(seconds, worked, tuple(before.moved()))
 
 
 class TunedLoader:
@@ -72,22 +77,32 @@ class TunedLoader:
     Windows of a few batches are compared: where more than a tenth of the time is waiting, as many
     workers read as it takes to read a batch while a step runs (at most one a core, where reading
     computes; where it waits for a disk or network up to 16), and stay if that was faster. The
-    change comes between two batches, in the first epoch where that is long enough. Indices are
-    drawn as the loader draws them, each batch is read once, and a user's other settings stay.
+    change comes between two batches, in the first epoch where that is long enough. A loader
+    without workers whose samples were slow when they were proven has workers from the start.
+    Indices are drawn as the loader draws them, each batch is read once, and a user's other
+    settings stay.
 
     Args:
-        loader: the user's; ``reason_against_workers`` gave none.
+        loader: the user's.
         role: the argument's name.
         device: where batches go.
         say: takes a line for the user.
+        proof: of the loader, with no reason against workers.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], role: str, device: torch.device, say: Callable[[str], None]
+        self,
+        loader: DataLoader[Any],
+        role: str,
+        device: torch.device,
+        say: Callable[[str], None],
+        proof: Proof,
     ) -> None:
         self._loader, self._role, self._device, self._say = loader, role, device, say
         self._index_batches = IndexBatches(loader)
         self._own = self.num_workers = loader.num_workers
+        self._later: int | None = None  # how many workers read from the next epoch on
+        self._read_seconds = proof.sample_seconds * (loader.batch_size or 1)
         self._settled = False
         self._pool: DataLoader[Any] | None = None
         self._feed = _Feed(collections.deque())
@@ -96,6 +111,8 @@ class TunedLoader:
         self._periods: dict[int, float] = {}  # seconds between batches, by number of workers
         self._startups: dict[int, float] = {}  # seconds to the first batch
         self._batch_bytes = 0
+        if not self._own:
+            self._try_at_first(proof)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -107,7 +124,9 @@ class TunedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of an epoch."""
-        if self._settled and self.num_workers == self._own and not self._loader.persistent_workers:
+        if self._later is not None:
+            self.num_workers, self._later = self._later, None
+        if self._settled and self.num_workers == self._own and not self._keeps_pool:
             yield from self._loader
             return
         rows = collections.deque(rows.tolist() for rows in self._index_batches.epoch_rows())
@@ -132,6 +151,25 @@ class TunedLoader:
         if not self._loader.persistent_workers:
             self._pool = None
 
+    @property
+    def _keeps_pool(self) -> bool:
+        """Whether the user's number of workers reads through a loader of this object's making."""
+        # there batches are pinned beside the steps, not between them
+        pins = self._device.type == "cuda" and self._own > 0 and not self._loader.pin_memory
+        return self._loader.persistent_workers or pins
+
+    def _try_at_first(self, proof: Proof) -> None:
+        """Begin with workers where reading a batch takes so long that it need not be tried."""
+        seconds, waits = self._read_seconds, proof.work_share < _WAITS
+        if seconds < _SLOW_BATCH or seconds * len(self._loader) < _LONG_READING:
+            return
+        self.num_workers = min(_most_workers(waits), _MOST_AT_FIRST)
+        self._startups[self._own] = 0.0
+        self._say(
+            f"tune: reading a batch of {self._role} takes about {seconds * 1e3:.2g} ms: trying "
+            f"{self.num_workers} workers"
+        )
+
     def _open(self, rows: collections.deque[list[int]]) -> Iterator[tuple[Any, ReadNote]]:
         """Begin to read the batches of ``rows`` that are left."""
         self._feed.rows, self._feed.is_open = rows, True
@@ -151,24 +189,26 @@ class TunedLoader:
                 collate_fn=_as_it_is,
                 generator=torch.Generator(),
             )
-        prefetch = max(loader.prefetch_factor or 2, _PREFETCH)
-        if prefetch * num_workers * self._batch_bytes > _PREFETCH_MEMORY * free_bytes(
-            torch.device("cpu")
-        ):
-            prefetch = loader.prefetch_factor or 2
         with _more_workers_than_cores():
             return DataLoader(
                 reads,
                 batch_sampler=self._feed,
                 collate_fn=_as_it_is,
                 num_workers=num_workers,
-                prefetch_factor=prefetch,
+                prefetch_factor=self._prefetch(),
                 pin_memory=loader.pin_memory or self._device.type == "cuda",
                 timeout=loader.timeout,
                 multiprocessing_context=loader.multiprocessing_context,
                 persistent_workers=loader.persistent_workers,
                 generator=torch.Generator(),  # nobody's numbers are drawn for workers' seeds
             )
+
+    def _prefetch(self) -> int:
+        """Return how many batches each worker reads ahead: four, where there is memory for them."""
+        own = self._loader.prefetch_factor or 2
+        needed = max(own, _PREFETCH) * self.num_workers * self._batch_bytes
+        fits = needed <= _PREFETCH_MEMORY * free_bytes(torch.device("cpu"))
+        return max(own, _PREFETCH) if fits else own
 
     def _take_note(self, batch: Any, note: ReadNote, waited: float, period: float | None) -> None:
         if note.drew:
@@ -189,14 +229,23 @@ class TunedLoader:
         whole = sum(entry[1] for entry in window)
         share, period = waited / whole, whole / len(window)
         self._periods[self.num_workers] = period
+        if self._own in self._startups and self._own not in self._periods:
+            # not tried: without workers a step comes behind the reading
+            read = sum(entry[2].seconds for entry in window) / len(window)
+            self._periods[self._own] = min(read, self._read_seconds) + period * (1 - share)
         others = [self._epoch_seconds(n) for n in self._periods if n != self.num_workers]
         if self._epoch_seconds(self.num_workers) > _BETTER * min(others, default=math.inf):
             best = min(self._periods, key=self._epoch_seconds)
             self._settle(best, f"an epoch was not faster with {self.num_workers}")
             return
-        wanted = self._wanted(window, whole - waited)
+        wanted, most = self._wanted(window, whole - waited)
+        if share >= _WORTHWHILE_SHARE:
+            # late though the count should do: other things share the cores
+            wanted = min(max(wanted, self.num_workers + 1), most)
         if share < _WORTHWHILE_SHARE or wanted <= self.num_workers:
             self._settle(self.num_workers, f"waiting is {share:.0%} of the time between batches")
+            if wanted + 1 < self.num_workers and not self._loader.persistent_workers:
+                self._later = wanted + 1
             return
         self._say(
             f"tune: {share:.0%} of the time between batches is waiting for {self._role}: trying "
@@ -208,15 +257,14 @@ class TunedLoader:
         """Return what an epoch takes with so many workers, starting them included."""
         return self._startups[num_workers] + len(self._loader) * self._periods[num_workers]
 
-    def _wanted(self, window: list[tuple[float, float, ReadNote]], step_seconds: float) -> int:
-        """Return how many workers would read as fast as steps go."""
+    def _wanted(
+        self, window: list[tuple[float, float, ReadNote]], step_seconds: float
+    ) -> tuple[int, int]:
+        """Return how many workers would read as fast as steps go, and how many there may be."""
         read_seconds = sum(note.seconds for _, _, note in window)
-        cpu_seconds = sum(note.cpu_seconds for _, _, note in window)
-        waits = cpu_seconds < _WAITS * read_seconds
-        most = usable_cores() * (_MAX_WORKERS_PER_CORE if waits else 1)
-        wanted = math.ceil(read_seconds / max(step_seconds, 1e-9))
-        # a batch that is still late though the count should do: other things share the cores
-        return min(max(wanted, self.num_workers + 1), most, _MAX_WORKERS)
+        work_seconds = sum(note.work_seconds for _, _, note in window)
+        most = _most_workers(waits=work_seconds < _WAITS * read_seconds)
+        return min(math.ceil(read_seconds / max(step_seconds, 1e-9)), most), most
 
     def _change(self, num_workers: int) -> None:
         """Read with so many workers once what is being read now has been handed out."""
@@ -233,9 +281,14 @@ class TunedLoader:
             return
         ratio = self._epoch_seconds(self._own) / self._epoch_seconds(num_workers)
         self._say(
-            f"tune: {self._role} is read by {num_workers} workers instead of {self._own}: an "
-            f"epoch goes {ratio:.2g} times as fast"
+            f"tune: {self._role} is read by {num_workers} workers instead of {self._own}, "
+            f"{self._prefetch()} batches ahead each: an epoch goes about {ratio:.2g} times as fast"
         )
+
+
+def _most_workers(waits: bool) -> int:
+    """Return how many may read: one a core, more where they wait for something else."""
+    return min(usable_cores() * (_MAX_WORKERS_PER_CORE if waits else 1), _MAX_WORKERS)
 
 
 class _Feed:
@@ -269,9 +322,10 @@ def tune_source(source: BatchSource, say: Callable[[str], None]) -> BatchSource:
     """
     if type(source) is not BatchSource and not isinstance(source, AdaptiveSource):
         return source
-    reason = reason_against_workers(source.batches)
-    if reason is not None:
-        say(f"tune: {source.role} keeps its loader as it is: {reason}")
+    proof = prove_workers(source.batches)
+    if proof.reason is not None:
+        say(f"tune: {source.role} keeps its loader as it is: {proof.reason}")
         return source
-    tuned = TunedLoader(source.batches, source.role, source.device, say)  # type: ignore[arg-type]
+    loader: Any = source.batches
+    tuned = TunedLoader(loader, source.role, source.device, say, proof)
     return BatchSource(tuned, source.role, source.device)

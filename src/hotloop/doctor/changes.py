@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,10 @@ from hotloop.nested import map_leaves
 if TYPE_CHECKING:
     from hotloop.doctor.examination import Examination
 
-_WORTHWHILE = 1.02  # smaller gains are noise
-_DATA_SHARE = 0.05  # of an epoch, from which more workers are tried
+_WORTHWHILE = 1.05  # smaller gains are noise
+MUCH_DATA = 0.05  # of an epoch, from which reading is looked at
 _LARGER = 4
+_LARGER_GAINS = 1.25  # times the samples a second, from which larger batches are worth a word
 _COMPILE_SECONDS = 15.0  # compiling a small net takes about ten
 
 
@@ -41,7 +43,7 @@ class Changes:
     def try_all(self) -> None:
         """Try what may help, the likely first."""
         data = self.found.epoch_seconds.get("data", 0.0)
-        if data > _DATA_SHARE * self.found.total_seconds and self.at.loader is not None:
+        if data > MUCH_DATA * self.found.total_seconds and self.at.loader is not None:
             self._workers()
             self._memory()
         self._parts_left_out()
@@ -91,8 +93,10 @@ class Changes:
             note = "data is read once, by the loader's workers where that takes over 3 s"
             self._add("workers", argument, after, "predicted", numbers, note)
             return
-        times = at.trial.time(with_workers(loader, best.num_workers), at.slice(0.12))
-        startup = times.startup_seconds
+        quicker = with_workers(loader, best.num_workers)
+        times = at.trial.time(quicker, at.slice(0.12), num_workers=best.num_workers)
+        alone = best.startup_seconds - best.num_workers / best.batches_per_second
+        startup = min(times.startup_seconds, max(alone, 0.0))  # the less disturbed of two
         if loader.persistent_workers:
             startup /= at.settings.epochs
         self._add("workers", argument, self._epoch_with(times, startup), "measured", numbers, note)
@@ -116,12 +120,6 @@ class Changes:
         else:
             argument = "let fit serve the data from memory"
             self._add("resident", argument, after, "predicted", "same", f"now not, since {reason}")
-        if at.reading.reread_files and self.found.epoch_seconds["data"]:
-            path = at.reading.reread_files[0]
-            self.found.notes.append(
-                f"each epoch opens and decodes the same files again ({path}, for instance): "
-                f"decode them once, into memory or an array on disk"
-            )
         persistent = at.loader.persistent_workers
         if at.startup_seconds and not persistent and at.settings.epochs > 1:
             argument = "DataLoader(..., persistent_workers=True)"
@@ -130,35 +128,74 @@ class Changes:
             self._add("persistent_workers", argument, after, "predicted", "changed", note)
 
     def _parts_left_out(self) -> None:
-        """Say what metrics and callbacks cost: nothing else can be said of the user's code."""
+        """Say what metrics, callbacks and a transform cost, by leaving them out."""
         parts, total = self.found.epoch_seconds, self.found.total_seconds
-        for part, argument in (
-            ("metrics", "fewer or cheaper metrics while training"),
-            ("callbacks", "call the callback less often, or make it cheaper"),
-            ("transform", "a cheaper batch_transform"),
-        ):
-            if parts.get(part, 0.0) > 0.1 * total:
-                self._add(part, argument, total - parts[part], "predicted", "same", "at most")
+        settings = self.at.settings
+        if parts.get("metrics", 0.0) > 0.1 * total:
+            self._without("metrics", "fewer or cheaper metrics while training", settings, False)
+        if parts.get("transform", 0.0) > 0.1 * total and settings.batch_transform is not None:
+            bare = dataclasses.replace(settings, batch_transform=None)
+            self._without("transform", "a cheaper batch_transform", bare)
+        if parts.get("callbacks", 0.0) > 0.1 * total:
+            argument = "call the callback less often, or make it cheaper"
+            after = total - parts["callbacks"]
+            self._add("callbacks", argument, after, "predicted", "same", "at most")
+
+    def _without(self, part: str, argument: str, settings: Any, metrics: bool = True) -> None:
+        """Time steps without a part of them.
+
+        Taking its time off would not do: what evicts the caches slows down the rest of the step.
+        """
+        at = self.at
+        after, how = self.found.total_seconds - self.found.epoch_seconds[part], "predicted"
+        if at.left > 0.1 * at.seconds:
+            trial = at.make_trial(settings, metrics)
+            try:
+                trial.settle(at.device_batches, at.slice(0.05))
+                times = at.time_as_served(trial, 0.08)
+            finally:
+                trial.close()
+            after, how = self._epoch_with(times, self._startup), "measured"
+        self._add(part, argument, after, how, "same", "at most")
+
+    @property
+    def _startup(self) -> float:
+        """Seconds of an epoch before its first batch, as it is."""
+        return self.at.startup_seconds + self.at.once_seconds / self.at.settings.epochs
 
     def _batch_size(self) -> None:
-        at = self.at
-        batches = at.device_batches
+        """Time steps of larger batches: alone, and where they gain, with the wait for them."""
+        at, small = self.at, self.at.alone.batch_size
+        if at.loader is not None and len(at.loader.dataset) < _LARGER * small:
+            return
         try:
-            larger = map_leaves(batches[0], lambda leaf: _repeated(leaf, at.alone.batch_size))
+            larger = map_leaves(at.device_batches[0], lambda leaf: _repeated(leaf, small))
             times = at.trial.time([larger], at.slice(0.05))
+            if times.batch_size != _LARGER * small:
+                return
+            self.batch_gain = _LARGER * at.alone.work / max(times.work, 1e-12)
+            if self.batch_gain < _LARGER_GAINS:
+                return
+            after, how = self._with_larger_batches()
         except (RuntimeError, HotloopError) as error:  # memory, or a net of one batch size
             reason = str(error).splitlines()[0]
             self.found.notes.append(f"a batch of {_LARGER} times the size failed ({reason})")
             return
-        if times.batch_size != _LARGER * at.alone.batch_size:
-            return
-        self.batch_gain = _LARGER * at.alone.work / max(times.work, 1e-12)
-        before = at.alone.work * self.found.num_batches
-        after = self.found.total_seconds - before * (1 - 1 / self.batch_gain)
         argument = f"DataLoader(..., batch_size={times.batch_size})"
         note = "fewer, larger steps: the learning rate wants tuning anew"
-        if self.batch_gain >= 1.25:
-            self._add("batch_size", argument, after, "measured", "changed", note)
+        self._add("batch_size", argument, after, how, "changed", note)
+
+    def _with_larger_batches(self) -> tuple[float, str]:
+        """Return an epoch's seconds with larger batches, and how they are known."""
+        at, found, gain = self.at, self.found, self.batch_gain or 1.0
+        predicted = found.total_seconds - at.alone.work * found.num_batches * (1 - 1 / gain)
+        size = getattr(at.loader, "batch_size", None)
+        if size is None or found.total_seconds < _WORTHWHILE * predicted:
+            return predicted, "predicted"
+        times = at.time_as_served(at.trial, 0.08, _LARGER)
+        if times.batch_size != _LARGER * at.alone.batch_size:  # too few are in memory for a trial
+            return predicted, "predicted"
+        return self._epoch_with(times, self._startup, _LARGER), "measured"
 
     def _layout(self) -> None:
         """Say what channels-last gives, which fit applies by itself."""
@@ -238,10 +275,10 @@ class Changes:
         self._add("compile", "fit(compile=True)", self._with_step(times), "measured", "rounding",
                   "building the graph takes seconds at the start")  # fmt: skip
 
-    def _epoch_with(self, times: StepTimes, startup_seconds: float) -> float:
+    def _epoch_with(self, times: StepTimes, startup_seconds: float, larger: int = 1) -> float:
         """Return an epoch's seconds with other steps and waits."""
-        found, count = self.found, self.found.num_batches
-        others = ("validation", "callbacks")
+        found, count = self.found, math.ceil(self.found.num_batches / larger)
+        others = ("validation", "callbacks", "checkpoint")
         outside = sum(found.epoch_seconds.get(name, 0.0) for name in others)
         return times.step * count + startup_seconds + outside
 

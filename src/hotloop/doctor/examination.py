@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import os
 import tempfile
 import time
@@ -20,13 +21,15 @@ from hotloop.data.budget import ENVIRONMENT_VARIABLE
 from hotloop.data.feed import Feed
 from hotloop.data.resident import Declined, ResidentSource
 from hotloop.doctor.callbacks import time_callbacks
-from hotloop.doctor.changes import Changes
+from hotloop.doctor.changes import MUCH_DATA, Changes
 from hotloop.doctor.findings import Diagnosis
 from hotloop.doctor.mistakes import (
     mistakes_of_loader,
     mistakes_of_net,
+    mistakes_of_reading,
     mistakes_of_settings,
     mistakes_of_step,
+    mistakes_of_use,
 )
 from hotloop.doctor.reading import Reading, examine, is_map_style, reason_not_resident, with_workers
 from hotloop.doctor.states import untouched
@@ -42,6 +45,7 @@ from hotloop.timing.report import MeasuredPeak
 
 _ASSUMED_BATCHES = 100
 _LEAST_SECONDS = 1.0
+_LARGE_CHECKPOINT = 2**30  # bytes that no trial writes unasked
 
 
 def diagnose(
@@ -66,9 +70,11 @@ def diagnose(
         DiagnosisError: ``seconds`` is too short, the data can be read but once, or the model
             cannot be copied.
     """
-    if not isinstance(seconds, (int, float)) or seconds < _LEAST_SECONDS:
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not _LEAST_SECONDS <= seconds < math.inf:
         raise DiagnosisError(
-            f"seconds={seconds!r} is too short for a trial: pass at least {_LEAST_SECONDS:g}."
+            f"seconds={seconds!r} is no time for a trial: pass a number of seconds, at least "
+            f"{_LEAST_SECONDS:g}."
         )
     for source in (train_source, val_source):
         if source is not None and iter_is_itself(source.batches):
@@ -156,7 +162,7 @@ class Examination:
         found.ceiling_seconds = without(found)
         self._compare_with_device()
         found.explanation = explain(found, self.reading, self.not_resident, self.settings.epochs)
-        self._look(facts)
+        self._look(facts, changes.batch_gain)
         found.rank()
         found.seconds_used = time.perf_counter() - self.started
 
@@ -173,14 +179,14 @@ class Examination:
         """Return seconds for a trial: a share of all, no more than a third of what is left."""
         return max(min(share * self.seconds, self.left / 3), 0.0)
 
-    def make_trial(self, settings: FitSettings) -> Trial:
-        """Return steps under other settings.
+    def make_trial(self, settings: FitSettings, metrics: bool = True) -> Trial:
+        """Return steps under other settings, without metrics where those are not wanted.
 
         Raises:
             DiagnosisError: the model cannot be copied.
         """
         try:
-            return Trial(self.model, settings, self.train, self.folder, self.device)
+            return Trial(self.model, settings, self.train, self.folder, self.device, metrics)
         except HotloopError:
             raise
         except Exception as error:
@@ -218,25 +224,34 @@ class Examination:
             share = float(os.environ[ENVIRONMENT_VARIABLE])
         if self.loader is None:
             self.not_resident = "it is no DataLoader over a data set with samples"
-            self.base = self.trial.time(self.train.batches, self.slice(0.12))
+            self.base = self.time_as_served(self.trial, 0.12)
             return
         self.not_resident = reason_not_resident(
             self.loader, self.reading, self.device, share, settings.exact
         )
         if self.not_resident is None:
-            self.base = self.trial.time(self._resident(), self.slice(0.1))
+            self.base = self.time_as_served(self.trial, 0.1)
             read = self.reading.sample_seconds + self.reading.collate_seconds
             self.once_seconds = read * (self.train.num_batches or 0)
             if self.once_seconds > 3.0:
                 self.once_seconds /= max(self.loader.num_workers, 1)
             return
-        loader = with_workers(self.loader, self.loader.num_workers)
-        self.base = self.trial.time(loader, self.slice(0.15))
+        self.base = self.time_as_served(self.trial, 0.15)
         if self.loader.num_workers:
             per_epoch = 1 if not self.loader.persistent_workers else 1 / settings.epochs
             self.startup_seconds = self.base.startup_seconds * per_epoch
 
-    def _resident(self) -> Any:
+    def time_as_served(self, trial: Trial, share: float, larger: int = 1) -> StepTimes:
+        """Time a trial's steps with the data as ``fit`` would serve it, some batches as one."""
+        if self.loader is None:
+            return trial.time(self.train.batches, self.slice(share))
+        if self.not_resident is None:
+            return trial.time(self._resident(larger), self.slice(share))
+        num_workers = self.loader.num_workers
+        loader = with_workers(self.loader, num_workers, larger)
+        return trial.time(loader, self.slice(share), num_workers=num_workers)
+
+    def _resident(self, larger: int) -> Any:
         """Return the batches that were read, served from memory."""
         from torch.utils.data import DataLoader, TensorDataset
 
@@ -245,10 +260,14 @@ class Examination:
         if type(batches[0]) is not list or not all(isinstance(t, torch.Tensor) for t in leaves):
             return batches
         columns = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+        size = len(batches[0][0]) * larger
+        if len(columns[0]) < size:
+            return batches
         loader = DataLoader(
             TensorDataset(*columns),
-            batch_size=len(batches[0][0]),
+            batch_size=size,
             shuffle=True,
+            drop_last=True,
             generator=torch.Generator(),
         )
         try:
@@ -272,12 +291,30 @@ class Examination:
         found.notes += notes
         if seconds:
             parts["callbacks"] = sum(seconds.values())
+        parts["checkpoint"] = self._time_saving()
         found.epoch_seconds = {name: value for name, value in parts.items() if value > 0}
         if self.once_seconds:
             found.notes.append(
                 f"fit serves train_data from memory: it is read once, about "
                 f"{self.once_seconds:.2g} s, spread here over {self.settings.epochs} epochs"
             )
+
+    def _time_saving(self) -> float:
+        """Return the seconds for saving the weights, as after an epoch that was the best so far."""
+        num_bytes = sum(tensor.nbytes for tensor in self.model.net.state_dict().values())
+        own = type(self.model).save_ckpt.__module__ != "hotloop.model"
+        if own or num_bytes > _LARGE_CHECKPOINT or self.left < 0.1 * self.seconds:
+            reason = "save_ckpt is your own" if own else "that would take too long"
+            self.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")
+            return 0.0
+        started = time.perf_counter()
+        self.trial.run.best.keep()
+        first = time.perf_counter() - started
+        if first > 0.01 * self.seconds:
+            return first
+        started = time.perf_counter()  # the first time imports, and makes the file
+        self.trial.run.best.keep()
+        return min(first, time.perf_counter() - started)
 
     def _time_validation(self) -> float:
         """Return the seconds of an epoch's validation."""
@@ -305,8 +342,12 @@ class Examination:
         if self.left < 1.0:
             found.notes.append("no time was left to measure the device's rates")
             return
+        chosen = torch.get_num_threads()
+        if self.trial.run.threads is not None:  # a device's peak is that of all its cores
+            torch.set_num_threads(self.trial.run.threads.threads_before)
         found.flops_per_second = measure_matmul(self.device, budget_seconds=seconds)
         found.bytes_per_second = measure_copy(self.device, seconds)
+        torch.set_num_threads(chosen)
 
     def _compare_with_device(self) -> None:
         """Say what the steps would take at these rates."""
@@ -321,14 +362,18 @@ class Examination:
             found.step_flops, found.batch_size, found.flops_per_second, str(self.device)
         )
 
-    def _look(self, facts: StepFacts) -> None:
+    def _look(self, facts: StepFacts, batch_gain: float | None) -> None:
         found, epoch = self.diagnosis, max(self.diagnosis.total_seconds, 1e-9)
-        found.mistakes += mistakes_of_step(facts, self.model)
+        found.mistakes += mistakes_of_step(facts, self.model, self.device)
         found.mistakes += mistakes_of_net(self.model.net, self.device)
         found.mistakes += mistakes_of_settings(self.model, self.settings, self.train.num_batches)
         if self.not_resident is not None and self.loader is not None:
             share = self.startup_seconds / epoch
             found.mistakes += mistakes_of_loader(self.loader, self.settings.epochs, share)
+            waits = found.epoch_seconds.get("data", 0.0) > MUCH_DATA * epoch
+            if self.settings.epochs > 1 and waits:
+                found.mistakes += mistakes_of_reading(self.reading)
+        found.mistakes += mistakes_of_use(found, batch_gain)
 
 
 def iter_is_itself(batches: Any) -> bool:

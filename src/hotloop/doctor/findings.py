@@ -78,8 +78,8 @@ class Diagnosis:
     Attributes:
         device: with its name.
         bottleneck: "data: decode", "data: collate", "data: storage", "data", "transfer",
-            "transform", "compute: arithmetic", "compute: small batches", "metrics", "callbacks"
-            or "rest".
+            "transform", "compute: arithmetic", "compute: small batches", "metrics", "callbacks",
+            "checkpoint" or "rest".
         explanation: the bottleneck in a sentence.
         epoch_seconds: of an epoch as it runs, by part, estimated from the trials.
         step_seconds: of a training step as it runs, by phase, measured.

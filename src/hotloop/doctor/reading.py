@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from hotloop.data.budget import resident_budget
 from hotloop.data.purity import read_samples, reason_against
 from hotloop.data.random_state import RandomStates
+from hotloop.data.working_time import working_seconds
 from hotloop.doctor.findings import LoaderTimes
+from hotloop.errors import DiagnosisError
 from hotloop.nested import iterate_tensors
 
 _WAITS = 0.5  # a reader whose processor is used less than this waits for something else
@@ -35,10 +38,11 @@ class Reading:
         batches: as they came, on the host.
         sample_seconds: for reading the samples of a batch, the median.
         collate_seconds: for collating them, the median.
-        cpu_share: of the reading's time that the processor worked.
+        cpu_share: of the reading's time that it worked, or had no processor to work on.
         batch_bytes: of a batch's tensors.
         drew: names of the global generators that reading used.
         reread_files: files that a second reading of the same samples opened again.
+        reread_bytes: of files, that a second reading of two samples read again.
     """
 
     batches: list[Any] = field(default_factory=list)
@@ -48,6 +52,7 @@ class Reading:
     batch_bytes: int = 0
     drew: tuple[str, ...] = ()
     reread_files: tuple[str, ...] = ()
+    reread_bytes: int = 0
 
     @property
     def cause(self) -> str:
@@ -70,34 +75,47 @@ def is_map_style(loader: Any) -> bool:
 def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Reading:
     """Read some batches in this process, timing samples and collating apart."""
     reading = Reading()
-    sample_times, collate_times, cpu = [], [], 0.0
+    sample_times, collate_times, worked = [], [], 0.0
     deadline = time.perf_counter() + seconds
     rows = iter(IndexLists(loader))
     before = RandomStates.read()
     first: list[int] = []
     for indices in rows:
         first = first or indices
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        samples = read_samples(loader.dataset, indices)
-        read = time.perf_counter()
-        reading.batches.append(loader.collate_fn(samples))
+        started, work_started = time.perf_counter(), working_seconds()
+        try:
+            samples = read_samples(loader.dataset, indices)
+            read = time.perf_counter()
+            reading.batches.append(loader.collate_fn(samples))
+        except Exception as error:
+            raise DiagnosisError(
+                f"no trial can be run, for reading samples {_shortened(indices)} failed "
+                f"({type(error).__name__}: {error}): mend or leave out what cannot be read."
+            ) from error
         collated = time.perf_counter()
         sample_times.append(read - started)
         collate_times.append(collated - read)
-        cpu += time.thread_time() - cpu_started
+        worked += working_seconds() - work_started
         if len(reading.batches) >= max_batches or time.perf_counter() > deadline:
             break
     reading.drew = tuple(before.moved())
     reading.sample_seconds = statistics.median(sample_times)
     reading.collate_seconds = statistics.median(collate_times)
-    reading.cpu_share = min(cpu / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
+    reading.cpu_share = min(worked / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
     reading.batch_bytes = sum(t.nbytes for _, t in iterate_tensors(reading.batches[0]))
     with _opened_files() as once:
         read_samples(loader.dataset, first[:2])
+    bytes_before = _bytes_read()
     with _opened_files() as twice:
         read_samples(loader.dataset, first[:2])
+    reading.reread_bytes = _bytes_read() - bytes_before
     reading.reread_files = tuple(path for path in once if path in twice)
     return reading
+
+
+def _shortened(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:4]))
+    return f"{shown} ..." if len(indices) > 4 else shown
 
 
 def reason_not_resident(
@@ -124,8 +142,8 @@ def reason_not_resident(
     return None
 
 
-def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
-    """Return a loader like the user's with another number of workers.
+def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> DataLoader[Any]:
+    """Return a loader like the user's with another number of workers, and larger batches.
 
     Its indices come from a generator of its own, so that the user's sampler is not asked.
     """
@@ -137,7 +155,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
     with quiet_about_cores():
         return _QuietLoader(
             loader.dataset,
-            batch_sampler=IndexLists(loader),
+            batch_sampler=IndexLists(loader, larger),
             num_workers=num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
@@ -176,12 +194,12 @@ class _QuietLoader(DataLoader[Any]):
 
 
 class IndexLists:
-    """Endless batches of indices of the size and kind that a loader's sampler gives."""
+    """Endless batches of indices of the kind that a loader's sampler gives, ``larger`` as large."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], larger: int = 1) -> None:
         self._length = len(loader.dataset)  # type: ignore[arg-type]
         self._shuffled = not isinstance(loader.sampler, SequentialSampler)
-        self._size = loader.batch_size or 0
+        self._size = (loader.batch_size or 0) * larger
         self._own: Any = None
         if type(loader.batch_sampler) is not BatchSampler:
             # a copy of the user's, around the same data set
@@ -208,6 +226,15 @@ def quiet_about_cores() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
+
+
+def _bytes_read() -> int:
+    """Return the bytes that this process has read by system calls; 0 where that is not told."""
+    try:
+        text = Path("/proc/self/io").read_text()
+    except OSError:
+        return 0
+    return int(text.partition("rchar:")[2].split()[0])
 
 
 @contextlib.contextmanager

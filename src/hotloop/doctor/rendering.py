@@ -19,7 +19,8 @@ def render(diagnosis: Diagnosis) -> Any:
         Text(f"bottleneck: {diagnosis.bottleneck}", style="bold"),
         Text(diagnosis.explanation),
     ]
-    table = Table(title=f"an epoch of {diagnosis.num_batches:,} batches on {diagnosis.device}")
+    parts.append(Text(f"on {diagnosis.device}, an epoch of {diagnosis.num_batches:,} batches:"))
+    table = Table()
     for column in ("part", "seconds", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for name, value in diagnosis.epoch_seconds.items():

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
+from hotloop.data.guarded import GuardedLoader
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.hardware import synchronize
@@ -29,7 +32,7 @@ class StepTimes:
         seconds: of a step, by phase.
         num_steps: that were timed.
         batch_size: samples of a step.
-        startup_seconds: to the first batch.
+        startup_seconds: to the first batch, beyond reading it.
     """
 
     seconds: dict[str, float]
@@ -60,6 +63,7 @@ class Trial:
         source: for its device and number of batches.
         folder: for files that a fit writes.
         device: where steps run.
+        metrics: whether the model keeps its metrics.
     """
 
     def __init__(
@@ -69,8 +73,11 @@ class Trial:
         source: BatchSource,
         folder: Path,
         device: torch.device,
+        metrics: bool = True,
     ) -> None:
         self.model = copied(model)
+        if not metrics:
+            self.model.metrics_dict = nn.ModuleDict()
         self.device = device
         self.settings = dataclasses.replace(
             settings,
@@ -111,15 +118,26 @@ class Trial:
             if threads is None or threads.done:
                 break
 
-    def time(self, batches: Iterable[Any], seconds: float, stage: str = "train") -> StepTimes:
+    def time(
+        self,
+        batches: Iterable[Any],
+        seconds: float,
+        stage: str = "train",
+        num_workers: int = 0,
+    ) -> StepTimes:
         """Time steps on ``batches``, again and again, for about so many seconds.
 
         Args:
             batches: on the host or on the device; an iterable that ends is begun anew.
             seconds: to spend; at least a few steps are run.
             stage: "train" or "val".
+            num_workers: that read the batches.
         """
-        limited = _Limited(batches, seconds, lambda: synchronize(self.device))
+        # what workers read beside the first batch comes for nothing, and says nothing of the rest
+        warm_up = max(_WARM_UP_STEPS, num_workers + 1)
+        limited = _Limited(
+            batches, seconds, (warm_up, max(num_workers, 1)), lambda: synchronize(self.device)
+        )
         source = BatchSource(limited, "train_data", self.device)
         self.run._run_stage(stage, source, epoch=1)
         synchronize(self.device)  # sync: the steps' kernels are part of their time
@@ -131,14 +149,26 @@ class Trial:
         data, others = limited.measured_wait / steps, sum(known.values())
         scale = max(total / steps - data, 0.0) / others if others else 0.0
         phases = {phase: value * scale for phase, value in known.items()}
-        return StepTimes({"data": data, **phases}, steps, limited.batch_size, limited.first_wait)
+        # the first batch is read once like all others; more than that is starting
+        startup = max(limited.first_wait - max(num_workers, 1) * data, 0.0)
+        return StepTimes({"data": data, **phases}, steps, limited.batch_size, startup)
 
 
 class _Limited:
-    """Batches for some seconds, with the first few steps apart."""
+    """Batches for some seconds, with the first few steps apart.
 
-    def __init__(self, batches: Iterable[Any], seconds: float, settle: Callable[[], None]) -> None:
+    Workers deliver together, after one long wait; whole bursts are measured.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        seconds: float,
+        counts: tuple[int, int],
+        settle: Callable[[], None],
+    ) -> None:
         self._batches, self._seconds, self._settle = batches, seconds, settle
+        self._warm_up, self._burst = counts
         self.first_wait = self.measured_wait = self.measured_from = 0.0
         self.num_measured = self.batch_size = 0
 
@@ -156,19 +186,22 @@ class _Limited:
             yield batch
             # slow steps need no long warm-up beside what they take
             slow = time.perf_counter() - started > 0.3 * self._seconds > 0
-            if not warm and (slow or number == _WARM_UP_STEPS - 1):
+            if not warm and (slow or number == self._warm_up - 1):
                 warm = True
                 self._settle()
                 started = self.measured_from = time.perf_counter()
             asked = time.perf_counter()
-            if self.num_measured >= 2 and asked - started > self._seconds:
+            whole = self.num_measured >= 2 and self.num_measured % self._burst == 0
+            if whole and asked - started > self._seconds:
                 return
 
 
 def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+    # as fit reads a loader, which costs some microseconds a sample
+    guarded = GuardedLoader(batches, "train_data") if isinstance(batches, DataLoader) else None
     while True:
         some = False
-        for batch in batches:
+        for batch in batches if guarded is None else guarded.read():
             some = True
             yield batch
         if not some:

@@ -62,9 +62,11 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
         "transform": f"{head} is batch_transform and the change of layout",
         "metrics": f"{head} is updating metrics",
         "callbacks": f"{head} is spent in callbacks",
-        "compute: small batches": f"{head} is the step itself, most of which is the cost of "
-        f"starting operators: a batch of {found.batch_size} samples is small for this device",
+        "compute: small batches": f"{head} is the step itself, most of which it takes whatever "
+        f"the batch's size (starting operators, updating weights): {found.batch_size} samples are "
+        f"few for this device",
         "compute: arithmetic": f"{head} is the step itself",
+        "checkpoint": f"{head} is writing the weights, in an epoch that is the best so far",
         "rest": f"{head} is the loop around the steps",
     }
     text = words[found.bottleneck]
@@ -75,5 +77,6 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
     if part == "compute" and found.flops_per_second and found.num_batches:
         step = found.epoch_seconds["compute"] / found.num_batches
         rate = found.step_flops / step / found.flops_per_second
-        text += f"; it reaches {rate:.0%} of the float32 rate that was measured for this device"
+        reached = f"{rate:.0%}" if rate >= 0.01 else "less than 1%"
+        text += f"; it reaches {reached} of the float32 rate that was measured for this device"
     return text + "."

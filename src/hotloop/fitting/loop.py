@@ -45,6 +45,7 @@ class EpochOptions:
         threads: a trial of the number of threads over training steps; None for none.
         keeper: saves the run between training steps; None for none.
         clock: times waits and steps.
+        first_batch: is given the stage's first batch, on the device; None for nobody.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -53,6 +54,7 @@ class EpochOptions:
     threads: ThreadTrial | None = None
     keeper: RunKeeper | None = None
     clock: StepClock = field(default_factory=NoClock)
+    first_batch: Callable[[Any], None] | None = None
 
 
 class EpochRunner:
@@ -97,6 +99,8 @@ class EpochRunner:
         num_done = 0 if keeper is None else keeper.start_stage(self)
         progress.skip(num_done)
         for step, batch in enumerate(self._batches(dataloader, keeper), start=num_done + 1):
+            if step == 1 and self.options.first_batch is not None:
+                self.options.first_batch(batch)
             if keeper is not None:
                 keeper.begin_step()
             if self.stage == "train":

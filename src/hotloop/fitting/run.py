@@ -46,6 +46,7 @@ from hotloop.fitting.optimizers import (
     move_optimizer_state,
 )
 from hotloop.fitting.parallel import Parallel
+from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
 from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
 from hotloop.fitting.settings import FitSettings
@@ -128,6 +129,7 @@ class FitRun:
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
+        self.batch_shape: StepShape | None = None
         if not settings.exact:
             self._choose_speedups()
 
@@ -147,7 +149,7 @@ class FitRun:
     @property
     def time_report(self) -> TimeReport:
         """Where the time went so far."""
-        return TimeReport(self.clock, str(self.device), getattr(self.model, "measured_peak", None))
+        return TimeReport(self.clock, str(self.device), self.model.measured_peak)
 
     def run(self, callbacks: Sequence[Any]) -> None:
         """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
@@ -183,6 +185,7 @@ class FitRun:
             if self.parallel is not None:
                 self.model.net = self.parallel.net.module
             self.clock.finish()
+        self._measure_peak()
         self.progress.message(self.time_report.line())
         wait_for_all()
         self.best.restore()
@@ -242,6 +245,20 @@ class FitRun:
             self.interrupt.check()
         if keeper is not None:
             keeper.finish()
+
+    def _note_shape(self, batch: Any) -> None:
+        if self.batch_shape is None:
+            self.batch_shape = StepShape(batch)
+
+    def _measure_peak(self) -> None:
+        """Measure the device's peak for the line, where that is nothing beside the run."""
+        model, shape = self.model, self.batch_shape
+        standard = not is_users_own(model) and self.compute is None and self.transform is None
+        seconds = sum(stage.total for stage in self.clock.stages if stage.stage == "train")
+        if shape is None or not standard or self.parallel is not None:
+            return
+        if model.measured_peak is None and seconds >= LONG_RUN_SECONDS:
+            model.measured_peak = measure_peak(model.net, model.loss_fn, shape, self.device)
 
     def _stops_early(self, epoch: int) -> bool:
         """Tell whether training is over before ``epoch``, for want of a better score."""
@@ -303,8 +320,9 @@ class FitRun:
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(
-                self.progress, self.interrupt, epoch, self.threads, self.keeper, self.clock
-            )
+                self.progress, self.interrupt, epoch, self.threads, self.keeper, self.clock,
+                self._note_shape if stage == "train" else None,
+            )  # fmt: skip
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
         graph = self.graph if stage == "train" else None

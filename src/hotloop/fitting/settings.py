@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from hotloop.errors import SettingsError
@@ -13,6 +13,7 @@ from hotloop.fitting.resume.settings import ResumeSettings, is_one_of
 from hotloop.timing.trace import check_steps
 
 PRECISIONS = ("no", "bf16", "fp16")
+_NO_SETTINGS = {"plot", "wandb", "quiet", "devices"}
 
 
 class _DefaultMonitor(str):
@@ -56,6 +57,22 @@ class FitSettings:
     trace_path: str | os.PathLike[str] = "trace.json"
     trace_memory: bool = False
 
+    @classmethod
+    def of_fit(cls, arguments: dict[str, Any]) -> FitSettings:
+        """Return the settings of a call of ``fit`` with these keywords, data left out.
+
+        Raises:
+            SettingsError: ``fit`` has no such argument, or refuses its value.
+        """
+        own = {entry.name for entry in fields(cls)} - {"saving"}
+        saving = {entry.name for entry in fields(ResumeSettings)}
+        if unknown := sorted(set(arguments) - own - saving - _NO_SETTINGS):
+            raise SettingsError(f"fit has no argument {', '.join(unknown)}: leave it out.")
+        return cls(
+            saving=ResumeSettings(**{k: v for k, v in arguments.items() if k in saving}),
+            **{k: v for k, v in arguments.items() if k in own},
+        )
+
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
         precision = "no" if self.mixed_precision is None else self.mixed_precision
@@ -71,6 +88,11 @@ class FitSettings:
             raise SettingsError(f"tune={self.tune!r} is not known: pass 'auto' or None.")
         if self.trace_steps is not None:
             check_steps(self.trace_steps)
+        elif self.trace_memory:
+            raise SettingsError(
+                "trace_memory=True records the memory of traced steps, and none are: pass "
+                "trace_steps too, for instance trace_steps=(10, 20)."
+            )
         if self.compile is True and self.exact:
             raise SettingsError(
                 "compile=True and exact=True exclude each other, for a compiled step differs by "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hotloop.fitting.step import StepRunner
+from hotloop.timing.report import MeasuredPeak
 
 
 class Trainable(Protocol):
@@ -24,6 +25,7 @@ class Trainable(Protocol):
     skipped_steps: list[tuple[int, int, str]]
     skipped_samples: list[tuple[Any, str]]
     accelerator: Any
+    measured_peak: MeasuredPeak | None
     StepRunner: type[Any]
     EpochRunner: type[Any]
 

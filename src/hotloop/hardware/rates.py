@@ -110,7 +110,8 @@ def measure_matmul(
         device: where.
         dtype: of the matrices.
         tf32: let CUDA multiply float32 in TF32; otherwise float32 is computed in full.
-        budget_seconds: time for the products of the last size, about.
+        budget_seconds: time for the products of the last size, about; 0 leaves it at the two
+            that chose it.
 
     Raises:
         SettingsError: ``tf32`` on a device without it, or with another dtype than float32.
@@ -129,7 +130,8 @@ def measure_matmul(
             if seconds >= _LONG_ENOUGH_SECONDS or 2 * side > largest:
                 break
             side *= 2
-        seconds = _time_product(side, device, dtype, budget_seconds)
+        if budget_seconds:
+            seconds = _time_product(side, device, dtype, budget_seconds)
     return max(best, 2 * side**3 / seconds)
 
 

@@ -13,10 +13,11 @@ import torch
 from hotloop.timing.device_events import DeviceEvents
 from hotloop.timing.trace import StepTrace
 
-# what timing one step in detail costs, about: laps on the host, and events on a device
-_DETAIL_SECONDS = {"cpu": 5e-6}
+# what timing one step in detail costs, about, with caches cold: laps on the host, and events on a
+# device
+_DETAIL_SECONDS = {"cpu": 1e-5}
 _DETAIL_SECONDS_ON_DEVICE = 5e-5
-_DETAIL_SHARE = 0.004  # of a step that detail may take on average
+_DETAIL_SHARE = 0.002  # of a step that detail may take on average
 _MAX_GAP = 256
 _FIRST_STEPS = 8  # timed in detail, to know how long a step takes
 
@@ -54,10 +55,10 @@ class StepClock:
     """Times the steps of a run.
 
     The wait for each batch is timed, and the work between two waits. How work divides into
-    forward, backward and so on is looked at in some steps, so many that it costs less than half
-    a per cent of a step: ``detailed`` tells the step's code whether to call ``lap``. The steps
-    are spread irregularly, lest they fall in with a loader's or an accumulation's rhythm. What
-    is rare and long (drawing, callbacks, checkpoints) is timed each time and added.
+    forward, backward and so on is looked at in some steps, so many that it costs less than a
+    quarter of a per cent of a step: ``detailed`` tells the step's code whether to call ``lap``.
+    The steps are spread irregularly, lest they fall in with a loader's or an accumulation's
+    rhythm. What is rare and long (drawing, callbacks, checkpoints) is timed each time and added.
 
     On an accelerator a sampled step also records events, read once they are there: nobody waits.
 

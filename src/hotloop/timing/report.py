@@ -19,7 +19,7 @@ _ON_DEVICE = ("data", "transfer", "transform", *COMPUTE, "metrics")
 
 @dataclass(frozen=True)
 class MeasuredPeak:
-    """What ``diagnose`` measured of net and device, to set later runs beside.
+    """What was counted of a step and measured of its device, to set a run's times beside.
 
     Attributes:
         step_flops: floating-point operations of a training step, matrix products and their like.
@@ -85,7 +85,7 @@ class TimeReport:
     def peak_share(self) -> float | None:
         """The share of the device's measured float32 peak that training's compute reached.
 
-        None where ``diagnose`` has not measured it, or no training step ran.
+        None where the peak was not measured, or no training step ran.
         """
         train = [stage for stage in self.stages if stage.stage == "train" and stage.num_steps]
         seconds = sum(_as_seen(stage).get(name, 0.0) for stage in train for name in COMPUTE)
@@ -99,7 +99,9 @@ class TimeReport:
         parts = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
         text = f"time: {parts}: {self.verdict}"
         if self.peak_share is not None:
-            text += f"; compute reaches {self.peak_share:.0%} of this device's measured fp32 peak"
+            joint = " at" if self.verdict == "compute-bound" else "; compute reaches"
+            share = f"{self.peak_share:.0%}" if self.peak_share >= 0.01 else "less than 1%"
+            text += f"{joint} {share} of this device's measured fp32 peak"
         return text
 
     def table(self) -> pd.DataFrame:

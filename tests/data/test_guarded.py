@@ -117,6 +117,22 @@ def test_a_killed_worker_is_named_with_the_sample_it_was_reading():
     assert RunFolder(Path("checkpoint.run")).latest(pytest.fail) is not None
 
 
+def test_a_worker_that_is_killed_with_a_batch_under_way_is_named():
+    loader = DataLoader(torch.zeros(40, 3), 4, num_workers=1)
+    guard = guarded(loader, "train_data", skip_bad=False, track=False)
+    batches = guard.read()
+    next(batches)
+    (worker,) = guard._iterator._workers
+    torchs = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # which would raise here already
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, torchs)
+
+
 def test_the_users_worker_init_sees_the_users_data_set():
     def init(worker_id: int) -> None:
         dataset = get_worker_info().dataset

@@ -36,11 +36,12 @@ class Interrupt:
         self._child_died: tuple[int, FrameType | None] | None = None
 
     @contextlib.contextmanager
-    def listen(self, stopping: bool = False) -> Iterator[None]:
+    def listen(self, stopping: bool = False, workers: bool = False) -> Iterator[None]:
         """Handle signals inside the block; a handler that the user installed is left alone.
 
         Args:
             stopping: the run is saved: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
+            workers: loaders have workers, of whose death torch tells by a signal.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -53,6 +54,9 @@ class Interrupt:
         taken = [(number, usual) for number, usual in wanted if signal.getsignal(number) == usual]
         for number, _ in taken:
             signal.signal(number, self._handle)
+        if workers:
+            _let_torch_handle_children()
+            self._shield_steps()
         try:
             yield
         finally:
@@ -116,6 +120,18 @@ class Interrupt:
         died, self._child_died = self._child_died, None
         if died is not None and self._child_handler is not None:
             self._child_handler(*died)
+
+
+def _let_torch_handle_children() -> None:
+    """Install torch's handler of SIGCHLD, which it installs itself once there are workers.
+
+    That is in the middle of starting them, where an exception out of a handler does harm.
+    """
+    from torch.utils.data._utils import signal_handling
+
+    install = getattr(signal_handling, "_set_SIGCHLD_handler", None)
+    if install is not None:
+        install()
 
 
 def _in_destructor(frame: FrameType | None) -> bool:

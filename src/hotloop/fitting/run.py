@@ -208,7 +208,9 @@ class FitRun:
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         keeper = self.keeper
         num_rewinds = 0
-        with self.interrupt.listen(stopping=keeper is not None):
+        sources = (self.train_source, self.val_source)
+        workers = any(getattr(source, "num_workers", 0) for source in sources)
+        with self.interrupt.listen(stopping=keeper is not None, workers=workers):
             try:
                 while True:
                     try:

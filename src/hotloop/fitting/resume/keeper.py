@@ -154,6 +154,7 @@ class RunKeeper:
         """
         self._train_end = None
         self._stage = stage
+        self.run.train_source.place.prepare()
         if self._pending is None:
             return 0
         write_stage(stage, self._pending, self.run.device)

@@ -87,7 +87,14 @@ class Child:
 def _train(folder: Path, job: str, die_in_save: int) -> dict[str, Any]:
     if die_in_save:
         _die_at_call(die_in_save)
-    return run(job, folder)
+    return run(job, folder, callbacks=[AfterTraining()])
+
+
+class AfterTraining:
+    """Lets workers that live on be killed once the training is over, which is no fault of a run."""
+
+    def on_fit_end(self, model: Any) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _die_at_call(number: int) -> None:

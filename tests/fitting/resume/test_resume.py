@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -87,6 +88,48 @@ def test_the_best_weights_come_back_though_their_file_was_lost(small):
     model, loader = make_model(small, seed=3)
     model.fit(loader, loader, epochs=3, resume=True, quiet=True)
     assert Path("checkpoint").read_bytes() == best
+
+
+def test_a_best_that_is_still_being_copied_is_not_taken_for_a_later_one(small, monkeypatch):
+    copy, later = RunFolder.keep_best, threading.Event()
+
+    def slow(self, weights, step):
+        name = copy(self, weights, step)
+        assert step > 10 or later.wait(60)
+        return name
+
+    class Tell:
+        def on_validation_epoch_end(self, model):
+            if len(model.history["epoch"]) == 2:
+                later.set()
+
+    monkeypatch.setattr(RunFolder, "keep_best", slow)
+    model, loader = make_model(small)
+    history = model.fit(loader, loader, epochs=2, resume=True, quiet=True, callbacks=[Tell()])
+    assert history["val_loss"].is_monotonic_decreasing
+    latest = RunFolder(Path("checkpoint.run")).latest(pytest.fail)
+    assert latest.step == 20
+    assert latest.best.read_bytes() == Path("checkpoint").read_bytes()
+
+
+def test_best_weights_that_are_in_no_file_are_in_the_checkpoint(small):
+    model, loader = make_model(small)
+    model.fit(loader, loader, epochs=2, ckpt_path="whole", quiet=True)
+    best = {name: value.clone() for name, value in model.net.state_dict().items()}
+
+    def full(path=None):
+        raise CheckpointError("the disk is full")
+
+    model, loader = make_model(small)
+    model.save_ckpt = full
+    with pytest.raises(StopHereError):
+        model.fit(loader, loader, epochs=3, resume=True, quiet=True, callbacks=[StopAfter(3)])
+    (manifest, *_) = RunFolder(Path("checkpoint.run")).manifests()
+    assert manifest.name == "step-000000000020.json"
+    model, loader = make_model(small, seed=3)
+    model.fit(loader, loader, epochs=2, resume=True, quiet=True)
+    assert all(torch.equal(best[name], value) for name, value in model.net.state_dict().items())
+    assert Path("checkpoint").exists()
 
 
 def test_a_run_of_another_net_optimizer_data_or_monitor_is_refused(small):

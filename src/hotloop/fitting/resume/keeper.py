@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +14,7 @@ from hotloop.data.generators import AllRandomStates
 from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
+from hotloop.fitting.resume.kept_best import KeptBest
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
@@ -61,9 +61,7 @@ class RunKeeper:
         self._say = run.progress.message
         self._lock: RunLock | None = None
         self._writer = BackgroundWriter()
-        self._best: BinaryIO | None = None  # open, so that a later best does not change it
-        self._best_name: str | None = None
-        self._best_step = 0
+        self._best = KeptBest()
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
         self._pending: Any = None  # of a stage that is to be gone on with
         self._num_done = 0  # batches of that stage
@@ -112,9 +110,7 @@ class RunKeeper:
         """Wait for what is being written, and let others have the folder."""
         self._writer.wait()
         self._look_at_outcome()
-        if self._best is not None:
-            self._best.close()
-            self._best = None
+        self._best.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -199,15 +195,8 @@ class RunKeeper:
 
     def keep_best(self) -> None:
         """Note that the best weights were written just now."""
-        with contextlib.suppress(OSError):
-            if self._best is not None:
-                self._best.close()
-                self._best = None
-            if not self.run.best.in_file:
-                return  # held in memory; the checkpoint names the best file before it
-            # the user's own save_ckpt may write something else than a file, which is left alone
-            self._best = self.run.best.path.open("rb") if self.run.best.path.is_file() else None
-            self._best_name, self._best_step = None, self.step
+        if self.run.best.in_file:  # else it is part of the checkpoints
+            self._best.note(self.run.best.path, self.step)
 
     def save_where_it_stands(self) -> None:
         """Save at once, if there is a consistent state: before a batch, or in validation."""
@@ -238,8 +227,10 @@ class RunKeeper:
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
         names = [_NET + name for name, _ in self.run.model.net.named_parameters()]
-        data, tensors = to_host({**captured, "training": training})
-        arrival, step = arrival_of(self.run.device), self.step
+        state = {**captured, "training": training, "best_held": self.run.best.held}
+        data, tensors = to_host(state)
+        # the best of this moment: training goes on to a better one while this is written
+        arrival, step, best = arrival_of(self.run.device), self.step, self._best.current
 
         def write() -> None:
             if arrival is not None:
@@ -250,14 +241,16 @@ class RunKeeper:
                         f"the parameter '{name.removeprefix(_NET)}' holds "
                         f"NaN or infinite values, and the checkpoint before that is kept"
                     )
-            if self._best is not None and self._best_name is None:
-                self._best_name = self.folder.keep_best(self._best, self._best_step)
-            data["best"] = self._best_name
+            if best.file is not None and best.name is None:
+                best.name = self.folder.keep_best(best.file, best.step)
+            data["best"] = best.name
             self.folder.write(step, data, tensors)
 
         self._due, self._retry_at = False, float("inf")
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
+        self._writer.wait()
+        self._best.close_stale()
         self._writer.start(write)
         if at_once:
             self._writer.wait()
@@ -288,7 +281,7 @@ class RunKeeper:
         self.epoch, self.step = about["epoch"], checkpoint.step
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
-        self._restore_best(checkpoint, state["best_saved"])
+        self._restore_best(checkpoint)
         if run.threads is not None and state["threads"] is not None:
             run.threads.load_state_dict(state["threads"])
         if run.graph is not None and state["graph"] is not None:
@@ -367,13 +360,14 @@ class RunKeeper:
         elif self._told_failure and self.folder.manifests():
             self._told_failure = False
 
-    def _restore_best(self, checkpoint: Checkpoint, saved: bool) -> None:
-        """Put the file of the best weights back, as it was at the checkpoint."""
-        best = self.run.best
-        best.saved = saved
-        if checkpoint.best is None:
+    def _restore_best(self, checkpoint: Checkpoint) -> None:
+        """Put the best weights back, as they were at the checkpoint."""
+        best, state = self.run.best, checkpoint.state
+        best.saved = state["best_saved"]
+        best.hold(state["best_held"])
+        self._best.restore(checkpoint.best.name if checkpoint.best else None)
+        if checkpoint.best is None or best.held is not None:
             return
-        self._best_name = checkpoint.best.name
         kept = checkpoint.best.read_bytes()
         if not best.path.is_file() or best.path.read_bytes() != kept:
             write_atomically(best.path, lambda file: file.write(kept))

@@ -1,28 +1,34 @@
-"""Runs stopped where one stage becomes another, while loader workers live on between epochs."""
+"""Runs that signals stop: in a step, and where one stage becomes another while workers live on."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from faults.child import in_child
+from faults.child import INTERRUPTED, in_child, start_child
 from faults.jobs import HoldsGenerator, Noisy, fingerprint, make_mlp, rows
 from torch import nn
 from torch.utils.data import DataLoader
 
 from hotloop import KerasModel
+from hotloop.checkpoint.run import RunFolder
 
 STEPS = 15  # an epoch
 
 
 class StopAfter:
-    """Sends SIGTERM in the training step of that number, or at the end of one epoch's stage."""
+    """Sends a signal in the training step of that number, or at the end of one epoch's stage."""
 
-    def __init__(self, step: int = 0, train: int = 0, validation: int = 0) -> None:
+    def __init__(
+        self, step: int = 0, train: int = 0, validation: int = 0, name: str = "SIGTERM",
+        times: int = 1,
+    ) -> None:  # fmt: skip
         self.step, self.ends = step, {"train": train, "validation": validation}
+        self.signals = [getattr(signal, name)] * times
 
     def on_train_epoch_end(self, model) -> None:
         self._look("train", model)
@@ -33,14 +39,18 @@ class StopAfter:
     def count_step(self, *_) -> None:
         self.step -= 1
         if self.step == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._send()
 
     def _look(self, stage: str, model) -> None:
         if len(model.history["epoch"]) == self.ends[stage]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            self._send()
+
+    def _send(self) -> None:
+        for number in self.signals:
+            os.kill(os.getpid(), number)
 
 
-def fit(folder: Path, data: type[Noisy] = Noisy, **stop: int) -> dict:
+def fit(folder: Path, data: type[Noisy] = Noisy, **stop: Any) -> dict:
     torch.manual_seed(0)
     net = make_mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -79,3 +89,17 @@ def test_two_stops(tmp_path: Path, whole: dict[type, dict], data: type, stops: l
     for stop in stops:
         assert in_child(fit, tmp_path, data, **stop) is None
     assert in_child(fit, tmp_path, data) == whole[data]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_the_step_is_done_and_the_run_saved(tmp_path: Path, whole: dict[type, dict], name: str):
+    pid = start_child(fit, tmp_path, step=STEPS + 4, name=name)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == INTERRUPTED
+    assert RunFolder(tmp_path / "best.run").latest(pytest.fail).step == STEPS + 4
+    assert in_child(fit, tmp_path) == whole[Noisy]
+
+
+def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path: Path, whole: dict[type, dict]):
+    assert in_child(fit, tmp_path, step=STEPS + 4, name="SIGINT", times=2) is None
+    assert RunFolder(tmp_path / "best.run").latest(pytest.fail).step == STEPS
+    assert in_child(fit, tmp_path) == whole[Noisy]

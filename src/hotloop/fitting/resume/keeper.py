@@ -69,6 +69,7 @@ class RunKeeper:
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
+        self._saved_step: int | None = None  # of the last checkpoint that was written or read
         self._told_failure = False
         self._retry_at = self._next_time = float("inf")
         self._due = False
@@ -119,6 +120,15 @@ class RunKeeper:
         """Return the newest checkpoint that is whole, with everything written."""
         self._writer.wait()
         return self.folder.latest(self._say)
+
+    def say_what_is_saved(self) -> str:
+        """Return a clause on what is there to go on from."""
+        path, saved = self.folder.path, self._saved_step
+        if saved == self.step:
+            return f"the run is saved in '{path}'"
+        if saved is None:
+            return f"no checkpoint of the run was written to '{path}'"
+        return f"the run in '{path}' was last saved after step {saved}"
 
     def rewind(self, error: NonFiniteError) -> None:
         """Go back to the last checkpoint, with lower learning rates.
@@ -245,6 +255,7 @@ class RunKeeper:
                 best.name = self.folder.keep_best(best.file, best.step)
             data["best"] = best.name
             self.folder.write(step, data, tensors)
+            self._saved_step = step
 
         self._due, self._retry_at = False, float("inf")
         if self.settings.save_every_seconds is not None:
@@ -279,6 +290,7 @@ class RunKeeper:
             )
         write_training(model, run.accelerator.scaler, state["training"])
         self.epoch, self.step = about["epoch"], checkpoint.step
+        self._saved_step = self.step
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
         self._restore_best(checkpoint)

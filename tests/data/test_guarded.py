@@ -96,6 +96,19 @@ def test_bad_samples_are_left_out_and_listed(num_workers: int):
     assert history["train_loss"].notna().all()
 
 
+def test_what_was_left_out_is_still_listed_after_going_on():
+    class Stop:
+        def on_train_epoch_end(self, model):
+            if len(model.history["epoch"]) == 2:
+                raise InterruptedError
+
+    options = {"on_bad_sample": "skip", "resume": True}
+    with pytest.raises(InterruptedError):
+        fit(Rows(bad=(3, 17)), callbacks=[Stop()], **options)
+    model, _ = fit(Rows(bad=(3, 17)), **options)
+    assert sorted(index for index, _ in model.skipped_samples) == [3, 3, 17, 17]
+
+
 def test_a_batch_of_bad_samples_alone_is_left_out(capsys):
     model, history = fit(Rows(bad=tuple(range(60))[8:]), on_bad_sample="skip")
     assert history["train_loss"].notna().all()

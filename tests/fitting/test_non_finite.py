@@ -112,6 +112,35 @@ def test_rewind_goes_back_with_a_lower_rate(small, capsys):
     assert history.notna().all(axis=None)
 
 
+class ImageNet(nn.Sequential):
+    """A convolutional net whose loss is NaN at one training step."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        self.step = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.step += self.training
+        return super().forward(inputs * (math.nan if self.training and self.step == 17 else 1.0))
+
+
+def test_rewind_keeps_weights_and_momentum_in_one_memory_layout():
+    def rewound(exact: bool) -> list[float]:
+        torch.manual_seed(0)
+        net = ImageNet()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        images = torch.randn(60, 3, 8, 8)
+        loader = DataLoader(TensorDataset(images, (images.mean((1, 2, 3)) > 0).long()), 6)
+        history = KerasModel(net, nn.CrossEntropyLoss(), optimizer=optimizer).fit(
+            loader, epochs=3, quiet=True, exact=exact, on_non_finite="rewind", resume=True,
+            ckpt_path=f"exact-{exact}", monitor="train_loss",
+        )  # fmt: skip
+        assert history["lr"].tolist() == [0.05, 0.025, 0.025]
+        return history["train_loss"].tolist()
+
+    assert rewound(exact=False) == pytest.approx(rewound(exact=True), rel=1e-3)
+
+
 def test_rewind_gives_up_after_three(small):
     spoil = dict.fromkeys(range(15, 100), "loss")
     _, _, run = fit(small, spoil, on_non_finite="rewind", resume=True)

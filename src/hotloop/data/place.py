@@ -191,6 +191,12 @@ class Place:
         """Return an error that names the sample where a loader worker died, else ``error``."""
         return (self._guard and self._guard.explain(error)) or error
 
+    @property
+    def skipped(self) -> list[tuple[Any, str]]:
+        """Index and error of the samples left out since ``take_skipped``, as plain values."""
+        found = [] if self._guard is None else self._guard.skipped
+        return [(i if isinstance(i, (int, str)) else repr(i), text) for i, text in found]
+
     def take_skipped(self) -> list[tuple[Any, str]]:
         """Return index and error of the samples left out since this was last asked."""
         if self._guard is None:

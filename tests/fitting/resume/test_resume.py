@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
 from hotloop.checkpoint.run import RunFolder
+from hotloop.checkpoint.run.tree import encode
 from hotloop.errors import CheckpointError, RunInUseError, SettingsError
 
 TESTS = Path(__file__).parents[2]
@@ -174,6 +175,44 @@ def test_bad_settings_are_refused_before_anything_happens(small, options):
     with pytest.raises(SettingsError):
         model.fit(loader, quiet=True, **options)
     assert not Path("checkpoint.run").exists()
+
+
+def test_a_whole_checkpoint_that_lacks_something_is_refused(small):
+    folder = RunFolder(Path("checkpoint.run"))
+    data, tensors = encode({"run": {}, "stage": None, "training": {"net": 3}})
+    folder.write(5, {**data, "best": None}, tensors)
+    model, loader = make_model(small)
+    with pytest.raises(CheckpointError, match="whole and cannot be put back"):
+        model.fit(loader, loader, epochs=2, resume=True, quiet=True)
+
+
+class TooMany(nn.Module):
+    """Drops some inputs, and then has no memory for more than ten samples."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = nn.functional.dropout(inputs, 0.2, self.training)
+        if self.training and len(inputs) > 10:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate")
+        return inputs
+
+
+def test_the_parts_that_fit_are_remembered(small, capsys):
+    def fit(path: str, *callbacks):
+        model, loader = make_model(small)
+        model.net.append(TooMany())
+        history = model.fit(
+            loader, loader, epochs=2, resume=True, plot=False, ckpt_path=path, callbacks=callbacks
+        )
+        return fingerprint(model, history)
+
+    whole = fit("whole")
+    with pytest.raises(StopHereError):
+        fit("cut", StopAfter(2))
+    capsys.readouterr()
+    assert fit("cut") == whole
+    said = capsys.readouterr().out
+    assert "going on with the run" in said
+    assert "out of memory" not in said
 
 
 def test_a_state_that_no_file_holds_is_named(small):

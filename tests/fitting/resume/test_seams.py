@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from faults.child import INTERRUPTED, in_child, start_child
-from faults.jobs import HoldsGenerator, Noisy, fingerprint, make_mlp, rows
+from faults.jobs import HoldsGenerator, Noisy, fingerprint, make_mlp, rows, run
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -103,3 +103,14 @@ def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path: Path, whole: dic
     assert in_child(fit, tmp_path, step=STEPS + 4, name="SIGINT", times=2) is None
     assert RunFolder(tmp_path / "best.run").latest(pytest.fail).step == STEPS
     assert in_child(fit, tmp_path) == whole[Noisy]
+
+
+def fit_conv(folder: Path, **stop: Any) -> dict:
+    return run("conv", folder, callbacks=[StopAfter(**stop)])
+
+
+def test_the_memory_layout_of_images_is_kept_through_a_stop_before_validation(tmp_path: Path):
+    (tmp_path / "whole").mkdir()
+    whole = in_child(fit_conv, tmp_path / "whole")
+    assert in_child(fit_conv, tmp_path, train=1) is None
+    assert in_child(fit_conv, tmp_path) == whole

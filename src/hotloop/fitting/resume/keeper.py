@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from hotloop.data.generators import AllRandomStates
 from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
+from hotloop.fitting.resume.choices import Run, read_choices, write_choices
 from hotloop.fitting.resume.kept_best import KeptBest
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
@@ -23,24 +24,6 @@ MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
 _RETRY_SECONDS = 10.0
 _NET = "state.training.net.tensors."  # before a tensor's name in the file
-
-
-class Run(Protocol):
-    """What the keeper needs of a fit."""
-
-    model: Any
-    settings: Any
-    accelerator: Any
-    device: torch.device
-    train_source: Any
-    val_source: Any
-    stopping: Any
-    best: Any
-    threads: Any
-    graph: Any
-    interrupt: Any
-    progress: Any
-    monitor: str
 
 
 class RunKeeper:
@@ -97,7 +80,7 @@ class RunKeeper:
         if self.settings.resume:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
-                self.restore(checkpoint)
+                self._restore_or_refuse(checkpoint)
                 self._factor = checkpoint.state["lr_factor"]
                 self._say(f"going on with {self._describe(checkpoint)}")
         else:
@@ -267,6 +250,16 @@ class RunKeeper:
             self._writer.wait()
             self._look_at_outcome()
 
+    def _restore_or_refuse(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.restore(checkpoint)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"checkpoint '{checkpoint.path}' is whole and cannot be put back "
+                f"({type(error).__name__}: {error}): it is of another version of hotloop or of "
+                f"other objects; pass what wrote it, or another ckpt_path."
+            ) from error
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back to a checkpoint.
 
@@ -294,10 +287,9 @@ class RunKeeper:
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
         self._restore_best(checkpoint)
-        if run.threads is not None and state["threads"] is not None:
-            run.threads.load_state_dict(state["threads"])
-        if run.graph is not None and state["graph"] is not None:
-            run.graph.load_state_dict(state["graph"])
+        write_choices(run, state["choices"])
+        model.skipped_samples = list(state["skipped_samples"])
+        run.skipped.steps = list(state["skipped_steps"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
             if saved is not None and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(saved)
@@ -338,8 +330,9 @@ class RunKeeper:
             "stopping": run.stopping.state_dict(),
             "history": {n: list(column[:num_rows]) for n, column in run.model.history.items()},
             "best_saved": run.best.saved,
-            "threads": None if run.threads is None else run.threads.state_dict(),
-            "graph": None if run.graph is None else run.graph.state_dict(),
+            "choices": read_choices(run),
+            "skipped_steps": list(run.skipped.steps),
+            "skipped_samples": [*run.model.skipped_samples, *train.skipped],
             "callbacks": [
                 callback.state_dict() if hasattr(callback, "state_dict") else None
                 for callback in self.callbacks

@@ -12,7 +12,7 @@ from pathlib import Path
 def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
     tests = Path(__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-m", "faults.campaign", "--kills", "13", "--out", str(tmp_path)],
+        [sys.executable, "-m", "faults.campaign", "--kills", "8", "--out", str(tmp_path)],
         cwd=tests,
         env={
             **os.environ,
@@ -27,6 +27,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = tmp_path.glob("*-faults.json")
     found = json.loads(result.read_text())
-    assert found["bitwise_equal"] == found["runs"] == 13
-    assert found["kills"] >= 6
-    assert all(job["bitwise_equal"] == job["runs"] == 1 for job in found["jobs"].values())
+    assert found["different"] == []
+    assert found["bitwise_equal"] == found["runs"] >= 13
+    assert found["kills"] >= 8
+    assert all(job["bitwise_equal"] == job["runs"] >= 1 for job in found["jobs"].values())

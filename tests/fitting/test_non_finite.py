@@ -66,10 +66,22 @@ def test_the_default_stops_with_the_best_weights(small):
     )
 
 
-def test_a_bad_gradient_is_found_by_the_next_loss_and_its_parameter_named(small):
+def test_a_bad_gradient_with_a_finite_loss_is_named_by_its_own_step(small):
     model, _, run = fit(small, {15: "gradient"})
-    with pytest.raises(NonFiniteError, match=r"step 6 of epoch 2, and the parameter 'norm.weight'"):
+    with pytest.raises(
+        NonFiniteError, match=r"gradients of step 5 of epoch 2 .* the parameter 'norm.weight'"
+    ) as raised:
         run()
+    assert raised.value.step == 5
+    assert raised.value.indices == list(range(80, 100))
+    assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
+
+
+def test_a_bad_gradient_of_the_last_step_is_seen_before_the_validation(small):
+    model, _, run = fit(small, {20: "gradient"})
+    with pytest.raises(NonFiniteError, match=r"'norm.weight' .* at the end of epoch 2 \(step 10\)"):
+        run()
+    assert len(model.history["val_loss"]) == 1
     assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
 
 
@@ -95,6 +107,13 @@ def test_only_the_step_itself_is_missing_from_the_average(small):
     history = model.fit(loader, epochs=1, quiet=True, on_non_finite="skip")
     expected = sum(losses[:2] + losses[3:]) / 9
     assert history["train_loss"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_epoch_of_which_every_step_is_left_out_has_a_row(small):
+    _, _, run = fit(small, dict.fromkeys(range(11, 21), "loss"), on_non_finite="skip")
+    history = run()
+    assert list(history["epoch"]) == [1, 2]
+    assert history["train_loss"].isna().tolist() == [False, True]
 
 
 def test_looking_changes_no_number(small):

@@ -90,7 +90,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loader worker, forked with this handler
-        fetching = self._waiting_for_data and not _in_destructor(frame)
+        fetching = self._waiting_for_data and not _cannot_raise(frame)
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
         self.requested = True
@@ -134,13 +134,14 @@ def _let_torch_handle_children() -> None:
         install()
 
 
-def _in_destructor(frame: FrameType | None) -> bool:
-    """Tell whether the signal came while an object was being deleted.
+def _cannot_raise(frame: FrameType | None) -> bool:
+    """Tell whether the signal came where Python only prints what is raised, and goes on.
 
-    A loader's iterator shuts its workers down there, and Python only prints what is raised.
+    That is where an object is deleted, as a loader's iterator that shuts its workers down, and in
+    what other modules do before and after a fork that starts one.
     """
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name in ("__del__", "_launch"):
             return True
         frame = frame.f_back
     return False

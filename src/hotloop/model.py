@@ -461,7 +461,11 @@ class KerasModel(nn.Module):
     def _history_frame(self, run: FitRun) -> pd.DataFrame:
         # the unfinished epoch of a Ctrl-C has a train row and no score: it is no row of history
         num_rows = run.stopping.epoch
-        columns = {name: column[:num_rows] for name, column in self.history.items()}
+        nan = float("nan")
+        columns = {
+            name: column[:num_rows] + [nan] * (num_rows - len(column))
+            for name, column in self.history.items()
+        }
         self.history = columns
         return history_frame(columns)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,15 +13,28 @@ from builders import make_mlp
 from torch import nn
 
 from hotloop import KerasModel
+from hotloop.cli import main
 
 
-def hotloop(*arguments: str) -> subprocess.CompletedProcess:
-    source = str(Path(__file__).parents[2] / "src")
-    return subprocess.run(
-        [sys.executable, "-m", "hotloop", *arguments],
-        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def hotloop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command's own entry point in this process, which has torch imported already."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["hotloop", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture
@@ -33,7 +45,7 @@ def run(small, tmp_path: Path) -> Path:
     return tmp_path / "best.pt.run"
 
 
-def test_inspect_says_what_is_there(run: Path):
+def test_inspect_says_what_is_there(run: Path, hotloop):
     done = hotloop("checkpoint", "inspect", str(run), "--json")
     assert done.returncode == 0, done.stderr
     newest, before = json.loads(done.stdout)
@@ -48,7 +60,7 @@ def test_inspect_says_what_is_there(run: Path):
     assert weights[0]["tensors"] == 4
 
 
-def test_verify_finds_damage(run: Path):
+def test_verify_finds_damage(run: Path, hotloop):
     done = hotloop("checkpoint", "verify", str(run))
     assert done.returncode == 0
     assert done.stdout.count("whole: ") == 2
@@ -63,7 +75,7 @@ def test_verify_finds_damage(run: Path):
 
 
 @pytest.mark.parametrize("name", ["nothing.run", "empty"])
-def test_what_is_no_run_is_told_in_one_sentence(tmp_path: Path, name: str):
+def test_what_is_no_run_is_told_in_one_sentence(tmp_path: Path, name: str, hotloop):
     (tmp_path / "empty").mkdir()
     for command in ("inspect", "verify"):
         done = hotloop("checkpoint", command, str(tmp_path / name))
@@ -72,7 +84,7 @@ def test_what_is_no_run_is_told_in_one_sentence(tmp_path: Path, name: str):
         assert name in done.stdout + done.stderr
 
 
-def test_train_goes_on(tmp_path: Path):
+def test_train_goes_on(tmp_path: Path, hotloop):
     arguments = ("train", "--data", "digits", "--workers", "0", "--out", str(tmp_path), "--resume")
     done = hotloop(*arguments, "--epochs", "1")
     assert done.returncode == 0, done.stderr

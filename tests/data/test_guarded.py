@@ -96,6 +96,19 @@ def test_bad_samples_are_left_out_and_listed(num_workers: int):
     assert history["train_loss"].notna().all()
 
 
+def test_what_was_left_out_is_still_listed_after_going_on():
+    class Stop:
+        def on_train_epoch_end(self, model):
+            if len(model.history["epoch"]) == 2:
+                raise InterruptedError
+
+    options = {"on_bad_sample": "skip", "resume": True}
+    with pytest.raises(InterruptedError):
+        fit(Rows(bad=(3, 17)), callbacks=[Stop()], **options)
+    model, _ = fit(Rows(bad=(3, 17)), **options)
+    assert sorted(index for index, _ in model.skipped_samples) == [3, 3, 17, 17]
+
+
 def test_a_batch_of_bad_samples_alone_is_left_out(capsys):
     model, history = fit(Rows(bad=tuple(range(60))[8:]), on_bad_sample="skip")
     assert history["train_loss"].notna().all()
@@ -115,6 +128,22 @@ def test_a_killed_worker_is_named_with_the_sample_it_was_reading():
     assert "DataLoader worker" in str(raised.value.__cause__)
     assert isinstance(raised.value, DataError)
     assert RunFolder(Path("checkpoint.run")).latest(pytest.fail) is not None
+
+
+def test_a_worker_that_is_killed_with_a_batch_under_way_is_named():
+    loader = DataLoader(torch.zeros(40, 3), 4, num_workers=1)
+    guard = guarded(loader, "train_data", skip_bad=False, track=False)
+    batches = guard.read()
+    next(batches)
+    (worker,) = guard._iterator._workers
+    torchs = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # which would raise here already
+    try:
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, torchs)
 
 
 def test_the_users_worker_init_sees_the_users_data_set():

@@ -1,11 +1,11 @@
 """Kills trainings, goes on with them, and compares the end with the undisturbed run.
 
-python -m faults.campaign --kills 200 --out ../benchmarks/results/faults.json   (in tests/)
+PYTHONPATH=../src:. OMP_NUM_THREADS=1 python -m faults.campaign --kills 240   (in tests/)
 
 Each run is a child of this process, killed with SIGKILL at a random moment, inside a save, in one
 of its loader workers, or stopped with SIGTERM; then it is run again, maybe killed again, until it
 ends. Its weights, optimizer, random state and history must be bitwise those of the run that nobody
-disturbed.
+disturbed. The result goes to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -22,20 +22,38 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-KINDS = ("random", "in a save", "a loader worker", "SIGTERM")
+import torch
+from faults.child import INTERRUPTED, WORKER_DIED, start_child
+from faults.jobs import JOBS, run
+
+ROOT = Path(__file__).parents[2]
+RANDOM, IN_SAVE, WORKER, TERM = (
+    "kill -9 at a random moment",
+    "kill -9 in a save",
+    "kill -9 of a loader worker",
+    "SIGTERM",
+)
+TOO_LATE = "none: the run was over before"
+# how a process that was hit may end; SIGTERM ends one that has not begun to train at once
+_ENDS = {
+    RANDOM: {-signal.SIGKILL},
+    IN_SAVE: {-signal.SIGKILL},
+    WORKER: {WORKER_DIED},
+    TERM: {INTERRUPTED, -signal.SIGTERM},
+}
 _PATIENCE_SECONDS = 120.0
 
 
+class DisturbedRunError(Exception):
+    """A run that did not end as it should."""
+
+
 class Child:
-    """One process that trains, made by ``fork`` so that nothing is imported again."""
+    """One process that trains."""
 
     def __init__(self, job: str, folder: Path, die_in_save: int = 0) -> None:
-        self.result = folder / "result.json"
-        self.result.unlink(missing_ok=True)
         self.started = time.perf_counter()
-        self.pid = os.fork()
-        if not self.pid:
-            _be_child(job, folder, self.result, die_in_save)
+        self.pid = start_child(_train, folder, job, die_in_save)
 
     def wait(self, seconds: float) -> int | None:
         """Return how it ended (the signal as a negative number), None while it runs."""
@@ -56,30 +74,27 @@ class Child:
             return []
         return [int(pid) for pid in text.split()]
 
+    def hit(self, kind: str, rng: random.Random) -> str:
+        """Disturb it; return what was done, which is another kind where there is no worker."""
+        workers = self.workers() if kind == WORKER else []
+        if workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            return WORKER
+        os.kill(self.pid, signal.SIGTERM if kind == TERM else signal.SIGKILL)
+        return TERM if kind == TERM else RANDOM
 
-def _be_child(job: str, folder: Path, result: Path, die_in_save: int) -> None:
-    status = 1
-    try:
-        with (folder / "log.txt").open("a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        if die_in_save:
-            _die_at_call(die_in_save)
-        from faults.jobs import run
 
-        outcome = run(job, folder)
-        result.write_text(json.dumps(outcome))
-        status = 0
-    except SystemExit as stopped:
-        status = stopped.code if isinstance(stopped.code, int) else 1
-    except BaseException:  # noqa: BLE001 - it ends this process, and the log says how
-        import traceback
+def _train(folder: Path, job: str, die_in_save: int) -> dict[str, Any]:
+    if die_in_save:
+        _die_at_call(die_in_save)
+    return run(job, folder, callbacks=[AfterTraining()])
 
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+
+class AfterTraining:
+    """Lets workers that live on be killed once the training is over, which is no fault of a run."""
+
+    def on_fit_end(self, model: Any) -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _die_at_call(number: int) -> None:
@@ -99,95 +114,135 @@ def _die_at_call(number: int) -> None:
         setattr(os, name, dying(getattr(os, name)))
 
 
-def disturb(job: str, kind: str, folder: Path, seconds: float, rng: random.Random) -> Counter[str]:
-    """Disturb a run until it ends by itself; count how its processes ended."""
-    ends: Counter[str] = Counter()
-    num_kills = rng.choice((1, 1, 1, 2, 3))
-    while True:
-        disturbed = num_kills > 0
-        num_kills -= 1
-        in_save = rng.randint(1, 60) if disturbed and kind == "in a save" else 0
+def disturb(
+    job: str, kind: str, folder: Path, seconds: float, rng: random.Random
+) -> tuple[Counter[str], int]:
+    """Disturb a run until it ends by itself.
+
+    Returns:
+        What was done to it, and how many processes it took.
+    """
+    done: Counter[str] = Counter()
+    num_hits = rng.choice((1, 1, 1, 2, 3))
+    for number in range(num_hits + 1):
+        in_save = rng.randint(1, 60) if number < num_hits and kind == IN_SAVE else 0
         child = Child(job, folder, in_save)
+        hit = IN_SAVE if in_save else None
         status = None
-        if disturbed and not in_save:
+        if number < num_hits and not in_save:
             status = child.wait(rng.uniform(0, seconds))
-            if status is None:
-                _hit(child, kind, rng)
+            hit = child.hit(kind, rng) if status is None else None
         if status is None:
             status = child.wait(_PATIENCE_SECONDS)
         if status is None:
             os.kill(child.pid, signal.SIGKILL)
-            raise SystemExit(f"{job}: hung after '{kind}'; see {folder / 'log.txt'}")
-        ends[str(status)] += 1
+            child.wait(_PATIENCE_SECONDS)
+            raise DisturbedRunError(f"hung after '{hit}'")
+        if number < num_hits:
+            done[TOO_LATE if hit is None or status == 0 else hit] += 1
         if status == 0:
-            return ends
-        if not disturbed and status not in (-signal.SIGKILL, 75):
-            raise SystemExit(f"{job}: ended with {status}; see {folder / 'log.txt'}")
+            return done, number + 1
+        if hit is None or status not in _ENDS[hit]:
+            raise DisturbedRunError(f"ended with {status} after '{hit}'")
+    raise DisturbedRunError("did not end")
 
 
-def _hit(child: Child, kind: str, rng: random.Random) -> None:
-    workers = child.workers() if kind == "a loader worker" else []
-    if kind == "SIGTERM":
-        os.kill(child.pid, signal.SIGTERM)
-    elif workers:
-        os.kill(rng.choice(workers), signal.SIGKILL)
-    else:
-        os.kill(child.pid, signal.SIGKILL)
+def train_undisturbed(job: str, folder: Path) -> tuple[dict[str, Any], float]:
+    """Train a job twice without a fault; return what it came to, and the shorter time in seconds.
 
-
-def campaign(kills: int, jobs: list[str], seed: int, folder: Path) -> dict[str, Any]:
-    """Disturb runs of each job in turn; return counts and what differed."""
-    rng = random.Random(seed)
-    references, lengths = {}, {}
-    for job in jobs:
-        where = folder / "reference" / job
+    Raises:
+        SystemExit: it failed, or was not the same twice.
+    """
+    outcomes, seconds = [], []
+    for number in range(2):
+        where = folder / f"{job}-{number}"
         where.mkdir(parents=True)
         child = Child(job, where)
         if child.wait(_PATIENCE_SECONDS) != 0:
-            raise SystemExit(f"{job}: the undisturbed run failed; see {where / 'log.txt'}")
-        lengths[job] = time.perf_counter() - child.started
-        references[job] = json.loads(child.result.read_text())
-    ends: Counter[str] = Counter()
-    per_job: Counter[str] = Counter()
-    per_kind: Counter[str] = Counter()
+            raise SystemExit(f"{job}: the undisturbed run failed: {_log(where)}")
+        seconds.append(time.perf_counter() - child.started)
+        outcomes.append(json.loads((where / "result.json").read_text()))
+    if outcomes[0] != outcomes[1]:
+        raise SystemExit(f"{job}: two undisturbed runs differ, and nothing can be compared")
+    return outcomes[0], min(seconds)
+
+
+def campaign(num_kills: int, jobs: list[str], seed: int, folder: Path) -> dict[str, Any]:
+    """Disturb runs of each job in turn until there were so many kills; return what came of it."""
+    rng = random.Random(seed)
+    references, lengths = {}, {}
+    for job in jobs:
+        references[job], lengths[job] = train_undisturbed(job, folder / "reference")
+    per_job: dict[str, dict[str, Any]] = {
+        job: {"runs": 0, "bitwise_equal": 0, "resumes": 0, "disturbed_by": Counter()}
+        for job in jobs
+    }
     different = []
-    for number in range(kills):
+    number = num_done = 0
+    while number < len(jobs) or num_done < num_kills:
         job = jobs[number % len(jobs)]
-        kinds = KINDS if "workers" in job else tuple(k for k in KINDS if "worker" not in k)
-        kind = kinds[(number // len(jobs)) % len(kinds)]
+        kinds = [kind for kind in _ENDS if kind != WORKER or "workers" in job]
+        kind = kinds[(number + number // len(jobs)) % len(kinds)]
         where = folder / f"{number:04d}-{job}"
         where.mkdir()
-        ends += disturb(job, kind, where, 1.1 * lengths[job], rng)
-        found = json.loads((where / "result.json").read_text())
-        per_job[job] += 1
-        per_kind[kind] += 1
-        if found != references[job]:
-            different.append({"job": job, "kind": kind, "folder": str(where)})
+        number += 1
+        entry = per_job[job]
+        entry["runs"] += 1
+        try:
+            done, num_processes = disturb(job, kind, where, 0.95 * lengths[job], rng)
+        except DisturbedRunError as error:
+            different.append({"job": job, "kind": kind, "why": str(error), "log": _log(where)})
+            if len(different) > 9:
+                break
+            continue
+        entry["disturbed_by"] += done
+        num_done += _num_kills(done)
+        entry["resumes"] += num_processes - 1
+        if json.loads((where / "result.json").read_text()) == references[job]:
+            entry["bitwise_equal"] += 1
+        else:
+            different.append({"job": job, "kind": kind, "why": "other bits", "log": _log(where)})
+        if number % len(jobs) == 0:
+            text = f"{number} runs, {num_done} kills, {len(different)} different"
+            print(text, file=sys.stderr, flush=True)
+    total: Counter[str] = sum((entry["disturbed_by"] for entry in per_job.values()), Counter())
     return {
-        "runs": kills,
-        "equal": kills - len(different),
+        "runs": number,
+        "bitwise_equal": sum(entry["bitwise_equal"] for entry in per_job.values()),
+        "kills": num_done,
+        "resumes": sum(entry["resumes"] for entry in per_job.values()),
+        "disturbed_by": total,
         "different": different,
-        "processes_ended_with": dict(sorted(ends.items())),
-        "runs_by_job": dict(per_job),
-        "runs_by_kind": dict(per_kind),
+        "jobs": per_job,
         "seed": seed,
     }
+
+
+def _num_kills(done: Counter[str]) -> int:
+    return sum(count for kind, count in done.items() if kind in (RANDOM, IN_SAVE, WORKER))
+
+
+def _log(folder: Path) -> str:
+    log = folder / "log.txt"
+    return log.read_text()[-2000:] if log.exists() else ""
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="runs that are disturbed")
+    parser.add_argument("--kills", type=int, default=240, help="kill -9 to reach")
     parser.add_argument("--jobs", help="with commas; all of them when not given")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a JSON file for the result")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="a folder for the result"
+    )
     parser.add_argument("--keep", type=Path, help="a new folder for the runs' files")
     options = parser.parse_args()
-    import torch
+    sys.path.append(str(ROOT))
+    from benchmarks.machine import describe_machine
 
+    machine = describe_machine()  # before the runs: the commit may move on meanwhile
     torch.set_num_threads(1)  # no thread pool in this process: its children are forks of it
-    from faults.jobs import JOBS, run
-
     with tempfile.TemporaryDirectory() as folder:
         run("resident", Path(folder))  # so that children need import nothing more
     jobs = options.jobs.split(",") if options.jobs else list(JOBS)
@@ -197,11 +252,11 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             result = campaign(options.kills, jobs, options.seed, Path(folder))
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    result["torch"] = torch.__version__
-    text = json.dumps(result, indent=1)
-    if options.out:
-        options.out.write_text(text + "\n")
+    command = f"python -m faults.campaign --kills {options.kills} --seed {options.seed}"
+    seconds = round(time.perf_counter() - started, 1)
+    text = json.dumps({**machine, "command": command, "seconds": seconds, **result}, indent=1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{machine['date']}-faults.json").write_text(text + "\n")
     print(text)
     raise SystemExit(1 if result["different"] else 0)
 

@@ -107,6 +107,14 @@ def workers_with_generator() -> Any:
     return mlp(DataLoader(HoldsGenerator(rows(8)), 20, shuffle=True, num_workers=2))
 
 
+def workers_that_live_on() -> Any:
+    """Loaders of both stages have workers that hold generators and live on between epochs."""
+    options: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
+    model, _, fit = mlp(None)
+    train = DataLoader(HoldsGenerator(rows(8)), 20, shuffle=True, **options)
+    return model, train, {**fit, "val_data": DataLoader(Noisy(rows(8)), 200, **options)}
+
+
 def batches_in_a_list() -> Any:
     inputs, labels = rows(8)
     return mlp([(inputs[i : i + 20], labels[i : i + 20]) for i in range(0, ROWS, 20)])
@@ -158,8 +166,8 @@ JOBS: dict[str, Callable[[], Any]] = {
     job.__name__: job
     for job in (
         resident, resident_own_generator, exact_in_process, workers, persistent_workers,
-        workers_with_generator, batches_in_a_list, conv, accumulated, half_precision,
-        transformer, gan,
+        workers_with_generator, workers_that_live_on, batches_in_a_list,
+        conv, accumulated, half_precision, transformer, gan,
     )
 }  # fmt: skip
 
@@ -171,9 +179,10 @@ def run(job: str, folder: Path, **options: Any) -> dict[str, Any]:
     model, loader, fit = JOBS[job]()
     shape = (3, 8, 8) if job == "conv" else (8,)
     val = loader if job == "transformer" else DataLoader(TensorDataset(*rows(*shape)), 200)
-    settings = {"monitor": "val_acc", "mode": "max", "patience": 10, **fit, **options}
+    settings = {"val_data": val, "monitor": "val_acc", "mode": "max", "patience": 10}
+    settings |= {**fit, **options}
     history = model.fit(
-        loader, val, epochs=EPOCHS, ckpt_path=folder / "best", resume=True, save_every_steps=7,
+        loader, epochs=EPOCHS, ckpt_path=folder / "best", resume=True, save_every_steps=7,
         quiet=True, **settings,
     )  # fmt: skip
     return fingerprint(model, history)

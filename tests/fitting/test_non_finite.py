@@ -66,10 +66,22 @@ def test_the_default_stops_with_the_best_weights(small):
     )
 
 
-def test_a_bad_gradient_is_found_by_the_next_loss_and_its_parameter_named(small):
+def test_a_bad_gradient_with_a_finite_loss_is_named_by_its_own_step(small):
     model, _, run = fit(small, {15: "gradient"})
-    with pytest.raises(NonFiniteError, match=r"step 6 of epoch 2, and the parameter 'norm.weight'"):
+    with pytest.raises(
+        NonFiniteError, match=r"gradients of step 5 of epoch 2 .* the parameter 'norm.weight'"
+    ) as raised:
         run()
+    assert raised.value.step == 5
+    assert raised.value.indices == list(range(80, 100))
+    assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
+
+
+def test_a_bad_gradient_of_the_last_step_is_seen_before_the_validation(small):
+    model, _, run = fit(small, {20: "gradient"})
+    with pytest.raises(NonFiniteError, match=r"'norm.weight' .* at the end of epoch 2 \(step 10\)"):
+        run()
+    assert len(model.history["val_loss"]) == 1
     assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
 
 
@@ -97,6 +109,13 @@ def test_only_the_step_itself_is_missing_from_the_average(small):
     assert history["train_loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_epoch_of_which_every_step_is_left_out_has_a_row(small):
+    _, _, run = fit(small, dict.fromkeys(range(11, 21), "loss"), on_non_finite="skip")
+    history = run()
+    assert list(history["epoch"]) == [1, 2]
+    assert history["train_loss"].isna().tolist() == [False, True]
+
+
 def test_looking_changes_no_number(small):
     expected = fit(small, {})[2]()
     assert fit(small, {}, on_non_finite="skip", ckpt_path="other")[2]().equals(expected)
@@ -110,6 +129,35 @@ def test_rewind_goes_back_with_a_lower_rate(small, capsys):
     assert "back to the run in 'checkpoint.run' at epoch 2, step 10, with 0.5 of the learning rate"\
         in capsys.readouterr().out  # fmt: skip
     assert history.notna().all(axis=None)
+
+
+class ImageNet(nn.Sequential):
+    """A convolutional net whose loss is NaN at one training step."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+        self.step = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.step += self.training
+        return super().forward(inputs * (math.nan if self.training and self.step == 17 else 1.0))
+
+
+def test_rewind_keeps_weights_and_momentum_in_one_memory_layout():
+    def rewound(exact: bool) -> list[float]:
+        torch.manual_seed(0)
+        net = ImageNet()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        images = torch.randn(60, 3, 8, 8)
+        loader = DataLoader(TensorDataset(images, (images.mean((1, 2, 3)) > 0).long()), 6)
+        history = KerasModel(net, nn.CrossEntropyLoss(), optimizer=optimizer).fit(
+            loader, epochs=3, quiet=True, exact=exact, on_non_finite="rewind", resume=True,
+            ckpt_path=f"exact-{exact}", monitor="train_loss",
+        )  # fmt: skip
+        assert history["lr"].tolist() == [0.05, 0.025, 0.025]
+        return history["train_loss"].tolist()
+
+    assert rewound(exact=False) == pytest.approx(rewound(exact=True), rel=1e-3)
 
 
 def test_rewind_gives_up_after_three(small):

@@ -30,6 +30,7 @@ class BestWeights:
         path: the file.
         saved: whether this run has best weights.
         in_file: whether the file holds them.
+        held: the best weights on the host, by name, where the file does not hold them; else None.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class BestWeights:
         self.in_file = True
         self._save, self._load = save, load
         self._net, self._say = net, say
-        self._held: dict[str, Any] | None = None
+        self.held: dict[str, Any] | None = None
 
     def keep(self) -> None:
         """Write the current weights as the best; where that fails, hold them in memory.
@@ -58,7 +59,7 @@ class BestWeights:
         except (CheckpointError, OSError) as error:
             if self._net is None:
                 raise
-            self._held = {
+            self.held = {
                 name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
                 for name, value in self._net.state_dict().items()
             }
@@ -68,24 +69,28 @@ class BestWeights:
                 )
             self.in_file = False
         else:
-            self._held, self.in_file = None, True
+            self.hold(None)
         self.saved = True
+
+    def hold(self, weights: dict[str, Any] | None) -> None:
+        """Take weights as the best that are in no file; None for those in the file."""
+        self.held, self.in_file = weights, weights is None
 
     def restore(self) -> bool:
         """Load the best weights back; False when this run has none.
 
         Weights that were held in memory are written now, where that works again.
         """
-        if self._held is None or self._net is None:
+        if self.held is None or self._net is None:
             if self.saved:
                 self._load(self.path)
             return self.saved
-        self._net.load_state_dict(self._held)
+        self._net.load_state_dict(self.held)
         try:
             self._save(self.path)
         except (CheckpointError, OSError) as error:
             if self._say is not None:
                 self._say(f"the best weights are in the net, and in no file: {error}")
         else:
-            self._held, self.in_file = None, True
+            self.hold(None)
         return True

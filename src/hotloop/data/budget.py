@@ -12,6 +12,7 @@ from hotloop.errors import SettingsError
 
 ENVIRONMENT_VARIABLE = "HOTLOOP_RESIDENT_BUDGET"
 DEFAULT_SHARE = 0.3
+_NO_LIMIT = 1 << 62
 
 
 def resident_budget(device: torch.device, share: float | None = None) -> int:
@@ -45,7 +46,7 @@ def free_bytes(device: torch.device) -> int:
         module: Any = torch.get_device_module(device)
         if hasattr(module, "mem_get_info"):
             return int(module.mem_get_info(device)[0])
-    return min(_host_available(), _cgroup_available())
+    return min(_host_available(), cgroup_available())
 
 
 def _host_available() -> int:
@@ -59,17 +60,44 @@ def _host_available() -> int:
     return 2 << 30  # unknown: a size that any training machine has
 
 
-def _cgroup_available() -> int:
-    for limit_name, used_name in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        limit, used = Path(limit_name), Path(used_name)
-        if limit.exists() and used.exists():
-            text = limit.read_text().strip()
-            if text.isdigit():
-                return max(int(text) - int(used.read_text()), 0)
-    return 1 << 62
+def cgroup_available(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Return the bytes that this process's control groups leave it; 2^62 where none has a limit.
+
+    A limit holds for all groups inside: a batch system sets it some levels above the process.
+    Cached file pages that were not used of late count as free, since the system gives them back.
+
+    Args:
+        groups: where the control groups' file system is mounted.
+        own: lists the groups of this process.
+    """
+    available = _NO_LIMIT
+    for line in own.read_text().splitlines() if own.exists() else ["0::/"]:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = groups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while group == root or root in group.parents:
+            available = min(available, _left_in(group, *names))
+            group = group.parent
+    return available
+
+
+def _left_in(group: Path, limit_name: str, used_name: str, cached_name: str) -> int:
+    """Return what one group leaves of its own limit."""
+    try:
+        limit = (group / limit_name).read_text().strip()
+        if not limit.isdigit():  # "max"
+            return _NO_LIMIT
+        used = int((group / used_name).read_text())
+        rows = (group / "memory.stat").read_text().splitlines()
+    except OSError:  # in a container, groups outside of it are not there
+        return _NO_LIMIT
+    cached = next((int(row.split()[1]) for row in rows if row.split()[0] == cached_name), 0)
+    return max(int(limit) - max(used - cached, 0), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import signal
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ class GuardedLoader:
         self._reading = context.RawArray("q", [-1] * num_workers) if num_workers else None
         together = callable(getattr(loader.dataset, "__getitems__", None))
         self.feed = IndexFeed(loader.batch_sampler)
-        self.start = WorkerStart(loader.worker_init_fn)
+        self.start = WorkerStart(loader.worker_init_fn, loader.collate_fn, track)
         options: dict[str, Any] = {}
         if num_workers:
             options["prefetch_factor"] = loader.prefetch_factor
@@ -139,7 +140,7 @@ class GuardedLoader:
         while True:
             try:
                 pair = next(iterator, None)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
                 died = self.explain(error)
                 if died is None:
                     raise
@@ -174,22 +175,28 @@ class GuardedLoader:
 
     def explain(self, error: BaseException) -> WorkerDiedError | None:
         """Return an error that names the sample, where a worker's death is what was raised."""
-        text = str(error)
-        if "DataLoader worker" not in text or self._reading is None:
+        if self._reading is None:
             return None
-        pids = [int(pid) for pid in re.findall(r"\d+", text.partition("pid")[2])]
-        workers = getattr(self._iterator, "_workers", [])
-        for number, worker in enumerate(workers):
-            if worker.pid in pids:
-                how = _end_of(worker)
-                index = self._reading[number]
-                where = "before its first sample" if index < 0 else f"at sample {index}"
-                return WorkerDiedError(
-                    f"loader worker {number} (process {worker.pid}) of {self.role} died ({how}) "
-                    f"{where}: look whether that sample can be read and whether the machine ran "
-                    f"out of memory; num_workers=0 reads it in this process."
-                )
-        return None
+        workers = list(getattr(self._iterator, "_workers", []))
+        text = str(error)
+        if "DataLoader worker" in text:
+            pids = [int(pid) for pid in re.findall(r"\d+", text.partition("pid")[2])]
+            dead = [worker for worker in workers if worker.pid in pids]
+        elif isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
+            dead = _wait_for_dead(workers)  # it took along what was to be fetched from it
+        else:
+            return None
+        if not dead:
+            return None
+        worker = dead[0]
+        number = workers.index(worker)
+        index = self._reading[number]
+        where = "before its first sample" if index < 0 else f"at sample {index}"
+        return WorkerDiedError(
+            f"loader worker {number} (process {worker.pid}) of {self.role} died "
+            f"({_end_of(worker)}) {where}: look whether that sample can be read and whether the "
+            f"machine ran out of memory; num_workers=0 reads it in this process."
+        )
 
     def _take_bad(self, note: Note) -> None:
         if self.skip_bad:
@@ -207,6 +214,16 @@ class GuardedLoader:
         )
         error.index = bad.index
         raise error from bad.error
+
+
+def _wait_for_dead(workers: list[Any], seconds: float = 1.0) -> list[Any]:
+    """Return the workers that have died, as soon as one has; none after ``seconds``."""
+    until = time.perf_counter() + seconds
+    while True:
+        dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
+        if dead or time.perf_counter() >= until:
+            return dead
+        time.sleep(0.01)
 
 
 def _end_of(worker: Any) -> str:

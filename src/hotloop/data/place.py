@@ -11,7 +11,7 @@ import torch
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.guarded import GuardedLoader
 from hotloop.data.position import Position, digest_of
-from hotloop.data.purity import find_state
+from hotloop.data.purity import holds_stream
 from hotloop.data.sampling import IndexBatches
 
 _MAX_HANDED = 4096  # batches whose indices are remembered, to name them
@@ -43,6 +43,7 @@ class Place:
         self._state_now: Any = None
         self._start: Any = None
         self._total = 0
+        self._begun = True
         self._ended = False
         self._guard: GuardedLoader | None = None
         self._handed: collections.deque[Any] = collections.deque(maxlen=_MAX_HANDED)
@@ -68,17 +69,23 @@ class Place:
 
     def position(self) -> Position:
         """Return where the epoch stands."""
+        if not self._begun:
+            return self.next_epoch()
+        if self.resumed is not None and self._is_at(self.resumed):
+            return self.resumed
         used = self.num_batches > 0 and not self._ended
-        guard = self._guard
         return Position(
             num_batches=self.num_batches,
             ended=self._ended,
             total=self._total,
             start=self._start if used else None,
-            workers=dict(guard.worker_states) if guard is not None else {},
-            live=self._live_at_start if used else self._iterated,
+            workers=self._worker_states(),
+            live=self._iterated if self._ended else self._live_at_start,
             digest=self._digest() if used else None,
         )
+
+    def _is_at(self, position: Position) -> bool:
+        return self.num_batches == position.num_batches and not self._ended
 
     def _digest(self) -> int | None:
         if self._last_batch is None:
@@ -87,13 +94,15 @@ class Place:
 
     def next_epoch(self) -> Position:
         """Return the position before the first batch of the next epoch."""
-        guard = self._guard
-        persistent = guard is not None and guard.loader.persistent_workers
-        return Position(
-            total=self._total,
-            live=self._iterated,
-            workers=dict(guard.worker_states) if guard is not None and persistent else {},
-        )
+        if self._next is not None:
+            return self._next[0]
+        return Position(total=self._total, live=self._iterated, workers=self._worker_states())
+
+    def _worker_states(self) -> dict[int, Any]:
+        if self._guard is not None:
+            return dict(self._guard.worker_states)
+        # of an epoch that had ended before this process began
+        return {} if self.resumed is None else self.resumed.workers
 
     def resume_at(self, position: Position, state_now: Any) -> None:
         """Let the next epoch go on from a position.
@@ -104,8 +113,13 @@ class Place:
         """
         self._next = position, state_now
 
+    def prepare(self) -> None:
+        """Note that an epoch will begin; what goes wrong until then leaves it before its start."""
+        self._begun = False
+
     def begin(self) -> None:
         """Start an epoch."""
+        self._begun = True
         self.resumed = None
         self._guard = self._last_batch = None
         self._reads_again = self._ended = False
@@ -116,6 +130,8 @@ class Place:
             self.num_batches, self._total = self.resumed.num_batches, self.resumed.total
             self._start = self.resumed.start
             self._iterated = self.resumed.live
+            if not self.num_batches and self._states is not None:
+                self._state_now = self._states.read()
         self._live_at_start, self._iterated = self._iterated, True
         # what goes wrong while used batches are left out leaves the run where it was
         self._before_reading = None
@@ -129,11 +145,15 @@ class Place:
 
     def before_reading(self) -> None:
         """Note the random states before a batch is read, which reading it may move."""
-        if self._states is not None and self.num_batches:
+        # while used batches are left out, the states are those of the epoch's start
+        first = 0 if self.resumed is None else self.resumed.num_batches
+        if self._states is not None and self.num_batches > first:
             self._before_reading = self.num_batches, self._states.read()
 
     def states_before_reading(self) -> Any:
         """Return the random states from before the next batch; None where they did not move."""
+        if not self._begun:
+            return None
         if not self.num_batches:
             return self._start
         if self._before_reading is None or self._before_reading[0] != self.num_batches:
@@ -149,6 +169,9 @@ class Place:
 
     def end(self) -> None:
         """Note that the epoch's reading is over."""
+        if self.resumed is not None and self.resumed.ended:
+            # nothing was read, and no worker started: the next epoch goes on from a position too
+            self._next = self.next_epoch(), None
         self._ended = True
         self._last_batch = None
 
@@ -168,6 +191,12 @@ class Place:
         """Return an error that names the sample where a loader worker died, else ``error``."""
         return (self._guard and self._guard.explain(error)) or error
 
+    @property
+    def skipped(self) -> list[tuple[Any, str]]:
+        """Index and error of the samples left out since ``take_skipped``, as plain values."""
+        found = [] if self._guard is None else self._guard.skipped
+        return [(i if isinstance(i, (int, str)) else repr(i), text) for i, text in found]
+
     def take_skipped(self) -> list[tuple[Any, str]]:
         """Return index and error of the samples left out since this was last asked."""
         if self._guard is None:
@@ -180,19 +209,20 @@ class Place:
         self._guard = guard
         feed, num_workers = guard.feed, guard.loader.num_workers
         feed.on_batch = self._hand
-        # generators that a data set holds move on in the workers' copies of it
-        holds_state = bool(num_workers) and find_state(guard.loader.dataset) is not None
-        self._reads_again = self.watched and holds_state
-        position = self.resumed
+        position, lives_on = self.resumed, guard.loader.persistent_workers
+        # files and the like move on in the workers' copies of a data set; in an epoch after which
+        # the workers live on, it takes more than this epoch's batches to bring them there
+        reads_again = bool(num_workers) and not lives_on and holds_stream(guard.loader.dataset)
+        self._reads_again = self.watched and reads_again
         if position is None:
             return guard.read(None, self._count_empty)
         used = position.num_batches
         if used:
             self._restore(position.start)
-        if num_workers and position.live and guard.loader.persistent_workers:
+        if num_workers and position.live and lives_on:
             state = position.start if used else self._state_now
             feed.on_start = lambda: self._restore(state)  # no base seed was drawn for this epoch
-        if used and holds_state:
+        if used and reads_again:
             return self._after_dropping(guard.read(), used, position)
         self._num_handed = used
         on_created = None
@@ -201,9 +231,10 @@ class Place:
         elif used:
             feed.skip, feed.on_skipped = used, self._restore_now
         if num_workers:
+            goes_on = bool(used) or lives_on
             guard.start.shift = used % num_workers
-            guard.start.states = dict(position.workers)
-            guard.worker_states = dict(position.workers)
+            guard.start.states = dict(position.workers) if goes_on else {}
+            guard.worker_states = dict(guard.start.states)
         return guard.read(on_created, self._count_empty)
 
     def open_plain(self, batches: Any) -> Iterator[Any]:

@@ -137,6 +137,11 @@ def find_state(dataset: Any) -> str | None:
     return None
 
 
+def holds_stream(dataset: Any) -> bool:
+    """Tell whether a data set holds what only moves on: an open file, a Python generator."""
+    return any(_is_stream(value) for _, value in walk_parts(dataset))
+
+
 def walk_parts(owner: Any) -> Iterator[tuple[str, Any]]:
     """Yield ``(path, object)`` for ``owner`` and what its attributes hold, some levels deep.
 
@@ -166,9 +171,12 @@ def _impure_kind(value: Any) -> str | None:
         return "a random.Random"
     if numpy is not None and isinstance(value, (numpy.random.Generator, numpy.random.RandomState)):
         return "a numpy random generator"
-    if isinstance(value, (types.GeneratorType, io.IOBase)) and not isinstance(value, io.BytesIO):
-        return f"a {type(value).__name__}"
-    return None
+    return f"a {type(value).__name__}" if _is_stream(value) else None
+
+
+def _is_stream(value: Any) -> bool:
+    streams = (types.GeneratorType, io.IOBase)
+    return isinstance(value, streams) and not isinstance(value, io.BytesIO)
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:

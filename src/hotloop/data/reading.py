@@ -5,6 +5,9 @@ These objects travel to loader workers; they hold nothing of the training.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
+import os
 import random
 import traceback
 from collections.abc import Callable
@@ -14,9 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from hotloop.data.generators import AllRandomStates
 from hotloop.data.random_state import RandomStates
 
 _worker_number: int | None = None  # of this process, in the order in which workers were started
+_worker_states: AllRandomStates | None = None  # of this process
 
 
 class BadSample:
@@ -115,30 +120,44 @@ class Collate:
         return batch, Note(info.id, self._moved() if self.track else None, bad)
 
     def _moved(self) -> Any:
-        """Return the random states if they moved since the last batch, or after the first."""
-        if self._last is not None and not self._last.moved():
+        """Return the random states if they moved since the last batch, or after the first.
+
+        Generators that the data set holds are there to be used: with them it is always.
+        """
+        states = _worker_states
+        if states is None:
+            return None
+        if self._last is not None and not states.generators and not self._last.moved():
             return None
         self._last = RandomStates.read()
-        return self._last.to_plain()
+        return states.read()
 
 
 class WorkerStart:
     """Prepares a worker: the user's ``worker_init_fn``, then the states it goes on from.
+
+    Args:
+        init: the user's function.
+        collate: the user's, which may hold random generators as the data set may.
+        track: note the random states.
 
     Attributes:
         shift: batches read before, so that worker ``j`` goes on for worker ``(j + shift) % n``.
         states: random states by the number of the worker that had them.
     """
 
-    def __init__(self, init: Callable[[int], None] | None) -> None:
-        self.init = init
+    def __init__(
+        self, init: Callable[[int], None] | None, collate: Any = None, track: bool = False
+    ) -> None:
+        self.init, self.collate, self.track = init, collate, track
         self.shift = 0
         self.states: dict[int, Any] = {}
 
     def __call__(self, worker_id: int) -> None:
         """Run in the worker before it reads."""
-        global _worker_number
+        global _worker_number, _worker_states
         _worker_number = worker_id
+        _leave_with_parent()
         info: Any = get_worker_info()
         if isinstance(info.dataset, Reads):  # the user's function looks for its own
             object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses assignment
@@ -150,8 +169,25 @@ class WorkerStart:
             _seed(base_seed, number)
         if self.init is not None:
             self.init(number)
-        if number in self.states:
-            RandomStates.from_plain(self.states[number]).restore()
+        if self.track:
+            owners = {"dataset": info.dataset, "collate": self.collate}
+            _worker_states = AllRandomStates(torch.device("cpu"), owners)
+            if number in self.states:
+                _worker_states.restore(self.states[number])
+
+
+def _leave_with_parent() -> None:
+    """Let this worker end when its training process was killed.
+
+    Python waits at a worker's end until all it sent is taken, which nobody does any more.
+    """
+    parent = multiprocessing.parent_process()
+
+    def leave() -> None:
+        if parent is not None and os.getppid() != parent.pid:
+            os._exit(1)
+
+    multiprocessing.util.Finalize(None, leave, exitpriority=0)  # before the queue's own, at -5
 
 
 def _seed(base_seed: int, number: int) -> None:

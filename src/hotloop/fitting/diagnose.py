@@ -188,6 +188,15 @@ def explain_non_finite(loss: float, net: nn.Module, batch: Any, step: int, epoch
     )
 
 
+def is_finite(batch: Any) -> bool:
+    """Tell whether no number in a batch is NaN or infinite."""
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for _, tensor in iterate_tensors(batch)
+        if tensor.is_floating_point()
+    )
+
+
 def _keywords(kwargs: dict[str, Any]) -> str:
     return ", ".join(describe(value, name) for name, value in kwargs.items())
 

@@ -36,11 +36,12 @@ class Interrupt:
         self._child_died: tuple[int, FrameType | None] | None = None
 
     @contextlib.contextmanager
-    def listen(self, stopping: bool = False) -> Iterator[None]:
+    def listen(self, stopping: bool = False, workers: bool = False) -> Iterator[None]:
         """Handle signals inside the block; a handler that the user installed is left alone.
 
         Args:
             stopping: the run is saved: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
+            workers: loaders have workers, of whose death torch tells by a signal.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -53,6 +54,9 @@ class Interrupt:
         taken = [(number, usual) for number, usual in wanted if signal.getsignal(number) == usual]
         for number, _ in taken:
             signal.signal(number, self._handle)
+        if workers:
+            _let_torch_handle_children()
+            self._shield_steps()
         try:
             yield
         finally:
@@ -86,7 +90,7 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loader worker, forked with this handler
-        fetching = self._waiting_for_data and not _would_be_lost(frame)
+        fetching = self._waiting_for_data and not _cannot_raise(frame)
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
         self.requested = True
@@ -118,12 +122,23 @@ class Interrupt:
             self._child_handler(*died)
 
 
-def _would_be_lost(frame: FrameType | None) -> bool:
-    """Tell whether what is raised here would only be printed by Python.
+def _let_torch_handle_children() -> None:
+    """Install torch's handler of SIGCHLD, which it installs itself once there are workers.
 
-    So it is while an object is deleted (a loader's iterator shuts its workers down there), and in
-    the hooks that run around a fork, ``multiprocessing``'s ``_launch`` (where it starts workers).
-    The loop looks at the request soon enough.
+    That is in the middle of starting them, where an exception out of a handler does harm.
+    """
+    from torch.utils.data._utils import signal_handling
+
+    install = getattr(signal_handling, "_set_SIGCHLD_handler", None)
+    if install is not None:
+        install()
+
+
+def _cannot_raise(frame: FrameType | None) -> bool:
+    """Tell whether the signal came where Python only prints what is raised, and goes on.
+
+    That is where an object is deleted, as a loader's iterator that shuts its workers down, and in
+    what other modules do before and after a fork that starts one.
     """
     while frame is not None:
         if frame.f_code.co_name in ("__del__", "_launch"):

@@ -14,7 +14,7 @@ from hotloop.data.adapt import BatchSource
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.interrupt import Interrupt
-from hotloop.fitting.non_finite import FiniteWatch
+from hotloop.fitting.non_finite import FiniteWatch, first_bad
 from hotloop.fitting.readback import Readback
 from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.step import StepRunner
@@ -136,6 +136,7 @@ class EpochRunner:
         else:
             values = parallel.means(self.logs)
         self._check_finite(dataloader)
+        self._check_weights(dataloader)
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
         with clock.phase("metrics"):
@@ -231,6 +232,25 @@ class EpochRunner:
             error = NonFiniteError(text, step=step, epoch=epoch)
             self._name_samples(error, dataloader)
             raise error
+
+    def _check_weights(self, dataloader: BatchSource) -> None:
+        """Refuse weights that went NaN with no loss after it to show that.
+
+        Such are those of an epoch's last step, and of parts of the net that are dead since.
+        """
+        standard = isinstance(self.step_runner, StepRunner)
+        if self.stage != "train" or not standard or self.accelerator.device.type == "meta":
+            return
+        name = first_bad(self.net.named_parameters())
+        if name is not None:
+            step, epoch = dataloader.place.num_batches, self.options.epoch
+            raise NonFiniteError(
+                f"the parameter '{name}' holds NaN or infinite values at the end of epoch {epoch} "
+                f"(step {step}), though every loss was finite: a gradient was not; lower the "
+                f"learning rate, or leave such steps out with on_non_finite='skip'",
+                step=step,
+                epoch=epoch,
+            )
 
 
 class _Display:

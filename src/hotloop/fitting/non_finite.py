@@ -20,15 +20,27 @@ def first_bad_gradient(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     Args:
         named: ``net.named_parameters()``.
     """
-    pairs = [(name, p.grad) for name, p in named if p.grad is not None]
+    return first_bad((name, p.grad) for name, p in named if p.grad is not None)
+
+
+def first_bad(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first tensor with NaN or infinite values, None for none.
+
+    The device is waited for once.
+
+    Args:
+        named: tensors by name; those of integers are left out.
+    """
+    pairs = [(name, t._values() if t.is_sparse else t) for name, t in named]
+    pairs = [(name, t) for name, t in pairs if t.is_floating_point() or t.is_complex()]
     if not pairs:
         return None
-    norms = torch._foreach_norm([gradient for _, gradient in pairs], float("inf"))
-    # sync: one number a step, for a run that asked for gradients to be looked at
+    norms = torch._foreach_norm([tensor.detach() for _, tensor in pairs], float("inf"))
+    # sync: one number for all of them
     if math.isfinite(float(torch.stack([norm.float() for norm in norms]).sum())):
         return None
-    for name, gradient in pairs:
-        if not bool(torch.isfinite(gradient).all()):
+    for name, tensor in pairs:
+        if not bool(torch.isfinite(tensor).all()):
             return name
     return None
 

@@ -211,14 +211,16 @@ class FitRun:
             keeper.close()
         if self.interrupt.requested and not _stays_for_the_user(self.interrupt.received):
             raise RunInterrupted(
-                f"stopped by {self.interrupt.received} after step {keeper.step}; the run is saved "
-                f"in '{keeper.folder.path}' and goes on with fit(..., resume=True)"
+                f"stopped by {self.interrupt.received} after step {keeper.step}; "
+                f"{keeper.say_what_is_saved()}: go on with fit(..., resume=True)"
             )
 
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         keeper = self.keeper
         num_rewinds = 0
-        with self.interrupt.listen(stopping=keeper is not None):
+        sources = (self.train_source, self.val_source)
+        workers = any(getattr(source, "num_workers", 0) for source in sources)
+        with self.interrupt.listen(stopping=keeper is not None, workers=workers):
             try:
                 while True:
                     try:
@@ -538,7 +540,7 @@ class FitRun:
             else "the net keeps the weights it has"
         )
         if self.keeper is not None and not _stays_for_the_user(self.interrupt.received):
-            kept = f"the run is saved in '{self.keeper.folder.path}'"
+            kept = self.keeper.say_what_is_saved()
         signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
         return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
 

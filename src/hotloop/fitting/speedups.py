@@ -102,6 +102,16 @@ class ChannelsLast:
             self._convert(torch.contiguous_format)
         self._applied = self._decided = False
 
+    def state_dict(self) -> dict[str, bool]:
+        """Return what was decided, for a process that goes on with the run."""
+        return {"decided": self._decided, "applied": self._applied}
+
+    def load_state_dict(self, state: dict[str, bool]) -> None:
+        """Do as was decided; weights and optimizer state were loaded before."""
+        self._decided, self._applied = state["decided"], state["applied"]
+        if self._applied:
+            self.apply()
+
     def works(self, run: Callable[[nn.Module, Any], torch.Tensor], batch: Any) -> bool:
         """Try a forward and backward pass on a copy of the net; random states are kept.
 
@@ -114,7 +124,8 @@ class ChannelsLast:
             net: Any = copy.deepcopy(self.net)
             net = net.to(memory_format=torch.channels_last).train()
             devices = [] if device.type == "cpu" else [device]
-            with torch.random.fork_rng(devices=devices):
+            # a run that goes on may begin with a validation
+            with torch.random.fork_rng(devices=devices), torch.enable_grad():
                 run(net, to_channels_last(batch)).backward()  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
             return False

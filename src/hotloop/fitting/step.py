@@ -12,13 +12,13 @@ from torch import nn
 
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.diagnose import explain_non_finite, is_out_of_memory
+from hotloop.fitting.diagnose import explain_non_finite, is_finite, is_out_of_memory
 from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
-from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad_gradient
+from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad, first_bad_gradient
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
@@ -328,10 +328,27 @@ class StepRunner:
         value: float = loss.item()
         watched = self.options.on_non_finite != "stop" or self.accelerator.scaler is not None
         if self.stage == "train" and not math.isfinite(value) and not watched:
-            step, epoch = self._num_steps, self.options.epoch
-            text = explain_non_finite(value, self.net, batch, step, epoch)
-            raise NonFiniteError(text, step=step, epoch=epoch)
+            raise self._non_finite_error(value, batch)
         return value
+
+    def _non_finite_error(self, loss: float, batch: Any) -> NonFiniteError:
+        """Return the error for a bad loss, seen before the step's update.
+
+        Weights that are bad by now became so in the update before, whose step is the one to name.
+        """
+        step, epoch = self._num_steps, self.options.epoch
+        name = first_bad(self.net.named_parameters()) if step > 1 and is_finite(batch) else None
+        if name is None:
+            text = explain_non_finite(loss, self.net, batch, step, epoch)
+            return NonFiniteError(text, step=step, epoch=epoch)
+        return NonFiniteError(
+            f"the gradients of step {step - 1} of epoch {epoch} were NaN or infinite though its "
+            f"loss was not: its update spoiled the parameter '{name}', and the loss of step {step} "
+            f"became {loss}; lower the learning rate, or leave such steps out with "
+            f"on_non_finite='skip'",
+            step=step - 1,
+            epoch=epoch,
+        )
 
 
 def _detach(value: Any) -> Any:

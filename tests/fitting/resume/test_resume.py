@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from builders import make_mlp
-from faults.jobs import EPOCHS, JOBS, fingerprint, run
+from faults.child import start_child
+from faults.jobs import JOBS, fingerprint, run
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
 from hotloop.checkpoint.run import RunFolder
+from hotloop.checkpoint.run.tree import encode
 from hotloop.errors import CheckpointError, RunInUseError, SettingsError
 
 TESTS = Path(__file__).parents[2]
@@ -89,6 +91,46 @@ def test_the_best_weights_come_back_though_their_file_was_lost(small):
     assert Path("checkpoint").read_bytes() == best
 
 
+def test_a_best_that_is_still_being_copied_is_not_taken_for_a_later_one(small, monkeypatch):
+    copy, later = RunFolder.keep_best, threading.Event()
+
+    def slow(self, weights, step):
+        name = copy(self, weights, step)
+        assert step > 10 or later.wait(60)
+        return name
+
+    class Tell:
+        def on_validation_epoch_end(self, model):
+            if len(model.history["epoch"]) == 2:
+                later.set()
+
+    monkeypatch.setattr(RunFolder, "keep_best", slow)
+    model, loader = make_model(small)
+    history = model.fit(loader, loader, epochs=2, resume=True, quiet=True, callbacks=[Tell()])
+    assert history["val_loss"].is_monotonic_decreasing
+    latest = RunFolder(Path("checkpoint.run")).latest(pytest.fail)
+    assert latest.step == 20
+    assert latest.best.read_bytes() == Path("checkpoint").read_bytes()
+
+
+def test_best_weights_that_are_in_no_file_are_in_the_checkpoint(small):
+    model, loader = make_model(small)
+    model.fit(loader, loader, epochs=2, ckpt_path="whole", quiet=True)
+    best = {name: value.clone() for name, value in model.net.state_dict().items()}
+
+    def full(path=None):
+        raise CheckpointError("the disk is full")
+
+    model, loader = make_model(small)
+    model.save_ckpt = full
+    model.fit(loader, loader, epochs=2, resume=True, quiet=True)
+    assert not Path("checkpoint").exists()
+    model, loader = make_model(small, seed=3)
+    model.fit(loader, loader, epochs=2, resume=True, quiet=True)
+    assert all(torch.equal(best[name], value) for name, value in model.net.state_dict().items())
+    assert Path("checkpoint").exists()
+
+
 def test_a_run_of_another_net_optimizer_data_or_monitor_is_refused(small):
     model, loader = make_model(small)
     with pytest.raises(StopHereError):
@@ -133,6 +175,44 @@ def test_bad_settings_are_refused_before_anything_happens(small, options):
     with pytest.raises(SettingsError):
         model.fit(loader, quiet=True, **options)
     assert not Path("checkpoint.run").exists()
+
+
+def test_a_whole_checkpoint_that_lacks_something_is_refused(small):
+    folder = RunFolder(Path("checkpoint.run"))
+    data, tensors = encode({"run": {}, "stage": None, "training": {"net": 3}})
+    folder.write(5, {**data, "best": None}, tensors)
+    model, loader = make_model(small)
+    with pytest.raises(CheckpointError, match="whole and cannot be put back"):
+        model.fit(loader, loader, epochs=2, resume=True, quiet=True)
+
+
+class TooMany(nn.Module):
+    """Drops some inputs, and then has no memory for more than ten samples."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = nn.functional.dropout(inputs, 0.2, self.training)
+        if self.training and len(inputs) > 10:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate")
+        return inputs
+
+
+def test_the_parts_that_fit_are_remembered(small, capsys):
+    def fit(path: str, *callbacks):
+        model, loader = make_model(small)
+        model.net.append(TooMany())
+        history = model.fit(
+            loader, loader, epochs=2, resume=True, plot=False, ckpt_path=path, callbacks=callbacks
+        )
+        return fingerprint(model, history)
+
+    whole = fit("whole")
+    with pytest.raises(StopHereError):
+        fit("cut", StopAfter(2))
+    capsys.readouterr()
+    assert fit("cut") == whole
+    said = capsys.readouterr().out
+    assert "going on with the run" in said
+    assert "out of memory" not in said
 
 
 def test_a_state_that_no_file_holds_is_named(small):
@@ -196,70 +276,51 @@ def test_a_fault_while_used_batches_are_read_again_changes_nothing():
     assert fit("cut") == whole
 
 
-CHILD = """
-import json, sys
-from pathlib import Path
-from faults.jobs import run
-from hotloop.errors import RunInterrupted
-job, folder = sys.argv[1], Path(sys.argv[2])
-class Ready:
-    def on_fit_start(self, model):
-        print("ready", flush=True)
-print(json.dumps(run(job, folder, callbacks=[Ready()])))
-"""
-
-
-def start(job: str, folder: Path) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, job, str(folder)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    while not list(folder.glob("best.run/step-*.json")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
-def test_a_signal_saves_and_exits_as_resumable(tmp_path: Path, name: str):
-    job = "persistent_workers" if name == "SIGTERM" else "exact_in_process"
-    folder = tmp_path / "run"
-    folder.mkdir()
-    process = start(job, folder)
-    wait_for_checkpoint(folder, process)
-    process.send_signal(getattr(signal, name))
-    output, errors = process.communicate(timeout=100)
-    if process.returncode == 0:  # it was done before the signal came
-        pytest.skip("the run was quicker than the signal")
-    assert process.returncode == 75, errors
-    latest = RunFolder(folder / "best.run").latest(pytest.fail)
-    assert 0 < latest.step < EPOCHS * 30
-    process = start(job, folder)
-    output, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
-    reference = start(job, tmp_path / "reference")
-    expected, errors = reference.communicate(timeout=100)
-    assert json.loads(output) == json.loads(expected)
+def train(folder: Path, job: str):
+    return run(job, folder)
 
 
 def test_two_runs_in_one_folder(tmp_path: Path):
-    process = start("workers", tmp_path)
+    pid = start_child(train, tmp_path, "workers")
     try:
-        wait_for_checkpoint(tmp_path, process)
-        with pytest.raises(RunInUseError, match=f"process {process.pid} "):
+        while not list(tmp_path.glob("best.run/step-*.json")):
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), (tmp_path / "log.txt").read_text()
+            time.sleep(0.005)
+        with pytest.raises(RunInUseError, match=f"process {pid} "):
             run("workers", tmp_path)
     finally:
-        process.kill()
-        process.communicate()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+from torch import nn
+from hotloop import KerasModel
+
+class Stop:
+    def on_train_epoch_end(self, model):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+
+data = torch.zeros(8, 4), torch.zeros(8, dtype=torch.long)
+KerasModel(nn.Linear(4, 2), nn.CrossEntropyLoss()).fit(
+    data, data, resume=True, plot=False, callbacks=[Stop()]
+)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_script_that_a_signal_stops_exits_as_resumable(tmp_path: Path, name: str):
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name], env=environment, cwd=tmp_path, text=True,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == ""
+    assert "the run is saved in 'checkpoint.run'" in done.stdout
+    assert RunFolder(tmp_path / "checkpoint.run").latest(pytest.fail).step == 1
 
 
 def test_a_compiled_run_goes_on_with_the_graph(tmp_path: Path):

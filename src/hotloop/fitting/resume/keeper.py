@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 import torch
 
@@ -15,6 +14,8 @@ from hotloop.data.generators import AllRandomStates
 from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
+from hotloop.fitting.resume.choices import Run, read_choices, write_choices
+from hotloop.fitting.resume.kept_best import KeptBest
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
@@ -23,25 +24,6 @@ MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
 _RETRY_SECONDS = 10.0
 _NET = "state.training.net.tensors."  # before a tensor's name in the file
-
-
-class Run(Protocol):
-    """What the keeper needs of a fit."""
-
-    model: Any
-    settings: Any
-    accelerator: Any
-    device: torch.device
-    train_source: Any
-    val_source: Any
-    stopping: Any
-    best: Any
-    threads: Any
-    narrow_inputs: Any
-    graph: Any
-    interrupt: Any
-    progress: Any
-    monitor: str
 
 
 class RunKeeper:
@@ -62,9 +44,7 @@ class RunKeeper:
         self._say = run.progress.message
         self._lock: RunLock | None = None
         self._writer = BackgroundWriter()
-        self._best: BinaryIO | None = None  # open, so that a later best does not change it
-        self._best_name: str | None = None
-        self._best_step = 0
+        self._best = KeptBest()
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
         self._pending: Any = None  # of a stage that is to be gone on with
         self._num_done = 0  # batches of that stage
@@ -72,6 +52,7 @@ class RunKeeper:
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
+        self._saved_step: int | None = None  # of the last checkpoint that was written or read
         self._told_failure = False
         self._retry_at = self._next_time = float("inf")
         self._due = False
@@ -99,7 +80,7 @@ class RunKeeper:
         if self.settings.resume:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
-                self.restore(checkpoint)
+                self._restore_or_refuse(checkpoint)
                 self._factor = checkpoint.state["lr_factor"]
                 self._say(f"going on with {self._describe(checkpoint)}")
         else:
@@ -113,9 +94,7 @@ class RunKeeper:
         """Wait for what is being written, and let others have the folder."""
         self._writer.wait()
         self._look_at_outcome()
-        if self._best is not None:
-            self._best.close()
-            self._best = None
+        self._best.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -124,6 +103,15 @@ class RunKeeper:
         """Return the newest checkpoint that is whole, with everything written."""
         self._writer.wait()
         return self.folder.latest(self._say)
+
+    def say_what_is_saved(self) -> str:
+        """Return a clause on what is there to go on from."""
+        path, saved = self.folder.path, self._saved_step
+        if saved == self.step:
+            return f"the run is saved in '{path}'"
+        if saved is None:
+            return f"no checkpoint of the run was written to '{path}'"
+        return f"the run in '{path}' was last saved after step {saved}"
 
     def rewind(self, error: NonFiniteError) -> None:
         """Go back to the last checkpoint, with lower learning rates.
@@ -155,6 +143,7 @@ class RunKeeper:
         """
         self._train_end = None
         self._stage = stage
+        self.run.train_source.place.prepare()
         if self._pending is None:
             return 0
         write_stage(stage, self._pending, self.run.device)
@@ -199,15 +188,8 @@ class RunKeeper:
 
     def keep_best(self) -> None:
         """Note that the best weights were written just now."""
-        with contextlib.suppress(OSError):
-            if self._best is not None:
-                self._best.close()
-                self._best = None
-            if not self.run.best.in_file:
-                return  # held in memory; the checkpoint names the best file before it
-            # the user's own save_ckpt may write something else than a file, which is left alone
-            self._best = self.run.best.path.open("rb") if self.run.best.path.is_file() else None
-            self._best_name, self._best_step = None, self.step
+        if self.run.best.in_file:  # else it is part of the checkpoints
+            self._best.note(self.run.best.path, self.step)
 
     def save_where_it_stands(self) -> None:
         """Save at once, if there is a consistent state: before a batch, or in validation."""
@@ -238,8 +220,10 @@ class RunKeeper:
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
         names = [_NET + name for name, _ in self.run.model.net.named_parameters()]
-        data, tensors = to_host({**captured, "training": training})
-        arrival, step = arrival_of(self.run.device), self.step
+        state = {**captured, "training": training, "best_held": self.run.best.held}
+        data, tensors = to_host(state)
+        # the best of this moment: training goes on to a better one while this is written
+        arrival, step, best = arrival_of(self.run.device), self.step, self._best.current
 
         def write() -> None:
             if arrival is not None:
@@ -250,18 +234,31 @@ class RunKeeper:
                         f"the parameter '{name.removeprefix(_NET)}' holds "
                         f"NaN or infinite values, and the checkpoint before that is kept"
                     )
-            if self._best is not None and self._best_name is None:
-                self._best_name = self.folder.keep_best(self._best, self._best_step)
-            data["best"] = self._best_name
+            if best.file is not None and best.name is None:
+                best.name = self.folder.keep_best(best.file, best.step)
+            data["best"] = best.name
             self.folder.write(step, data, tensors)
+            self._saved_step = step
 
         self._due, self._retry_at = False, float("inf")
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
+        self._writer.wait()
+        self._best.close_stale()
         self._writer.start(write)
         if at_once:
             self._writer.wait()
             self._look_at_outcome()
+
+    def _restore_or_refuse(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.restore(checkpoint)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"checkpoint '{checkpoint.path}' is whole and cannot be put back "
+                f"({type(error).__name__}: {error}): it is of another version of hotloop or of "
+                f"other objects; pass what wrote it, or another ckpt_path."
+            ) from error
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back to a checkpoint.
@@ -286,15 +283,13 @@ class RunKeeper:
             )
         write_training(model, run.accelerator.scaler, state["training"])
         self.epoch, self.step = about["epoch"], checkpoint.step
+        self._saved_step = self.step
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
-        self._restore_best(checkpoint, state["best_saved"])
-        if run.threads is not None and state["threads"] is not None:
-            run.threads.load_state_dict(state["threads"])
-        if run.narrow_inputs is not None and state.get("narrow_inputs") is not None:
-            run.narrow_inputs.load_state_dict(state["narrow_inputs"])
-        if run.graph is not None and state["graph"] is not None:
-            run.graph.load_state_dict(state["graph"])
+        self._restore_best(checkpoint)
+        write_choices(run, state["choices"])
+        model.skipped_samples = list(state["skipped_samples"])
+        run.skipped.steps = list(state["skipped_steps"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
             if saved is not None and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(saved)
@@ -335,9 +330,9 @@ class RunKeeper:
             "stopping": run.stopping.state_dict(),
             "history": {n: list(column[:num_rows]) for n, column in run.model.history.items()},
             "best_saved": run.best.saved,
-            "threads": None if run.threads is None else run.threads.state_dict(),
-            "narrow_inputs": run.narrow_inputs and run.narrow_inputs.state_dict(),
-            "graph": None if run.graph is None else run.graph.state_dict(),
+            "choices": read_choices(run),
+            "skipped_steps": list(run.skipped.steps),
+            "skipped_samples": [*run.model.skipped_samples, *train.skipped],
             "callbacks": [
                 callback.state_dict() if hasattr(callback, "state_dict") else None
                 for callback in self.callbacks
@@ -370,13 +365,14 @@ class RunKeeper:
         elif self._told_failure and self.folder.manifests():
             self._told_failure = False
 
-    def _restore_best(self, checkpoint: Checkpoint, saved: bool) -> None:
-        """Put the file of the best weights back, as it was at the checkpoint."""
-        best = self.run.best
-        best.saved = saved
-        if checkpoint.best is None:
+    def _restore_best(self, checkpoint: Checkpoint) -> None:
+        """Put the best weights back, as they were at the checkpoint."""
+        best, state = self.run.best, checkpoint.state
+        best.saved = state["best_saved"]
+        best.hold(state["best_held"])
+        self._best.restore(checkpoint.best.name if checkpoint.best else None)
+        if checkpoint.best is None or best.held is not None:
             return
-        self._best_name = checkpoint.best.name
         kept = checkpoint.best.read_bytes()
         if not best.path.is_file() or best.path.read_bytes() != kept:
             write_atomically(best.path, lambda file: file.write(kept))

@@ -199,11 +199,11 @@ class Changes:
 
     def _layout(self) -> None:
         """Say what channels-last gives, which fit applies by itself."""
-        run = self.at.trial.run
-        if run.layout is None or not run.layout._applied or self.at.left < 0.2 * self.at.seconds:
+        layout = self.at.trial.run.speedups.layout
+        if layout is None or not layout.applied or self.at.left < 0.2 * self.at.seconds:
             return
         trial = self.at.make_trial(self.at.settings)
-        trial.run.layout = None
+        trial.run.speedups.layout = None
         try:
             trial.settle(self.at.device_batches, self.at.slice(0.05))
             times = trial.time(self.at.device_batches, self.at.slice(0.05))
@@ -267,7 +267,7 @@ class Changes:
             return
         finally:
             trial.close()
-        graph = trial.run.graph
+        graph = trial.run.speedups.graph
         if graph is None or graph.reason is not None:
             reason = "the step is your own" if graph is None else graph.reason
             self.found.notes.append(f"fit(compile=True) would run eagerly, since {reason}")

@@ -343,8 +343,8 @@ class Examination:
             found.notes.append("no time was left to measure the device's rates")
             return
         chosen = torch.get_num_threads()
-        if self.trial.run.threads is not None:  # a device's peak is that of all its cores
-            torch.set_num_threads(self.trial.run.threads.threads_before)
+        if self.trial.run.speedups.threads is not None:  # a device's peak is that of all its cores
+            torch.set_num_threads(self.trial.run.speedups.threads.threads_before)
         found.flops_per_second = measure_matmul(self.device, budget_seconds=seconds)
         found.bytes_per_second = measure_copy(self.device, seconds)
         torch.set_num_threads(chosen)

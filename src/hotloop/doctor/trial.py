@@ -92,27 +92,16 @@ class Trial:
         self.said: list[str] = []
         progress = _Listening(self.said)
         self.run = FitRun(self.model, self.settings, (source, None), progress, compute, True)
-        self._apply()
-
-    def _apply(self) -> None:
-        """Do what ``FitRun.run`` does before the first epoch."""
-        run = self.run
-        if run.fused is not None:
-            run.fused.apply()
-        if run.host_memory is not None:
-            run.host_memory.apply()
-        run.float32_mode.apply()
-        if self.settings.compile and not self.settings.exact:
-            run.graph = run._make_graph()
+        self.run.start_speedups()
 
     def close(self) -> None:
         """Undo what the trial changed in this process."""
-        self.run._undo_speedups()
+        self.run.speedups.undo()
 
     def settle(self, batches: list[Any], seconds: float) -> None:
         """Run steps until what is chosen while training is chosen: threads, layout, a graph."""
         deadline = time.perf_counter() + seconds
-        threads = self.run.threads
+        threads = self.run.speedups.threads
         while time.perf_counter() < deadline:
             self.time(batches, 0.0)
             if threads is None or threads.done:

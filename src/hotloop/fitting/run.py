@@ -16,7 +16,6 @@ from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
-from hotloop.data.budget import resident_budget
 from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
@@ -30,13 +29,11 @@ from hotloop.fitting.checks import (
     refuse_several_processes,
     score_of,
 )
+from hotloop.fitting.choose import Speedups
 from hotloop.fitting.early_stopping import EarlyStopping
-from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
-from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.micro_batches import MicroBatches
-from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
     check_optimizer,
@@ -47,20 +44,14 @@ from hotloop.fitting.optimizers import (
 )
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
-from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
 from hotloop.fitting.settings import FitSettings
-from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepOptions, StepRunner
-from hotloop.fitting.threads import ThreadTrial
 from hotloop.fitting.trainable import Trainable, add_values, call_hooks, is_users_own, place
 from hotloop.metrics.accumulate import to_host
-from hotloop.metrics.batched import BatchedUpdates
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import TimeReport
 from hotloop.timing.trace import StepTrace
-
-_SHORT_RUN_STEPS = 100
 
 
 class FitRun:
@@ -116,14 +107,7 @@ class FitRun:
             settings.ckpt_path, model.save_ckpt, model.load_ckpt, model.net, progress.message
         )
         self.interrupt = Interrupt() if parallel is None else parallel.interrupt
-        self.layout: ChannelsLast | None = None
-        self.narrow_inputs: NarrowInputs | None = None
-        self.fused: FusedOptimizer | None = None
-        self.join_metrics = False
-        self.threads: ThreadTrial | None = None
-        self.host_memory: HostMemory | None = None
-        self.graph: GraphedStep | None = None
-        self.float32_mode = Float32Mode(settings.tf32, self.device)
+        self.speedups = Speedups(settings, self.device)
         self.keeper: RunKeeper | None = None
         self.micro_batches = MicroBatches(progress.message, self._release_resident)
         self.skipped = SkippedSteps(progress.message)
@@ -131,7 +115,10 @@ class FitRun:
         self.clock = self.make_clock()
         self.batch_shape: StepShape | None = None
         if not settings.exact:
-            self._choose_speedups()
+            num_batches = self.train_source.num_batches
+            said = self.speedups.choose(model, compute, num_batches, parallel is not None)
+            if said:
+                progress.message(said)
 
     def make_clock(self) -> StepClock:
         """Return what times the run."""
@@ -162,13 +149,7 @@ class FitRun:
                 self._make_resident()
             if self.settings.tune == "auto":
                 self._tune()
-        if self.fused is not None:
-            self.fused.apply()
-        if self.host_memory is not None:
-            self.host_memory.apply()
-        self.float32_mode.apply()
-        if self.settings.compile and not self.settings.exact:
-            self.graph = self._make_graph()
+        self.start_speedups()
         if self.settings.saving.on_bad_sample == "skip":
             self._skip_bad_samples()
         try:
@@ -181,7 +162,7 @@ class FitRun:
             raise
         finally:
             self.model.skipped_steps = self.skipped.steps
-            self._undo_speedups()
+            self.speedups.undo()
             if self.parallel is not None:
                 self.model.net = self.parallel.net.module
             self.clock.finish()
@@ -322,12 +303,17 @@ class FitRun:
         epoch_runner = self.model.EpochRunner(runner, self.quiet)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(
-                self.progress, self.interrupt, epoch, self.threads, self.keeper, self.clock,
+                self.progress,
+                self.interrupt,
+                epoch,
+                self.speedups.threads,
+                self.keeper,
+                self.clock,
                 self._note_shape if stage == "train" else None,
-            )  # fmt: skip
+            )
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
-        graph = self.graph if stage == "train" else None
+        graph = self.speedups.graph if stage == "train" else None
         if graph is not None:
             graph.start_epoch()
         try:
@@ -380,7 +366,7 @@ class FitRun:
         return any(released)
 
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
-        model, settings = self.model, self.settings
+        model, settings, speedups = self.model, self.settings, self.speedups
         training = stage == "train"
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
@@ -409,48 +395,18 @@ class FitRun:
                 clip_grad_norm=settings.clip_grad_norm,
                 scheduler_per_step=per_step,
                 epoch=epoch,
-                layout=self.layout,
-                narrow_inputs=self.narrow_inputs if training else None,
-                join_metrics=self.join_metrics,
+                layout=speedups.layout,
+                narrow_inputs=speedups.narrow_inputs if training else None,
+                join_metrics=speedups.join_metrics,
                 transform=self.transform,
-                direct=training and self.fused is not None,
-                graph=self.graph if training else None,
+                direct=training and speedups.fused is not None,
+                graph=speedups.graph if training else None,
                 micro_batches=self._micro_batches(),
                 on_non_finite=settings.saving.on_non_finite,
                 skipped=self.skipped,
                 clock=self.clock,
             )
         return runner
-
-    def _choose_speedups(self) -> None:
-        """Choose what computes the same up to rounding, faster; all is undone after the fit."""
-        model = self.model
-        if is_users_own(model):
-            return
-        fused = FusedOptimizer(model.optimizer, self.device)
-        self.fused = fused if fused.applies else None
-        layout = ChannelsLast(model.net, model.optimizer)
-        standard_forward = model.StepRunner.forward is StepRunner.forward
-        if self.compute is None and standard_forward:
-            self.layout = layout if layout.applies else None
-            budget = resident_budget(self.device, self.settings.resident_budget)
-            narrow = NarrowInputs(model.net, self.device, budget)
-            self.narrow_inputs = narrow if narrow.applies else None
-        if self.device.type == "cpu":
-            self.threads = self._make_thread_trial()
-            self.host_memory = HostMemory()
-        if self.parallel is not None:
-            self._leave_out_speedups()
-        counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
-        self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
-
-    def _leave_out_speedups(self) -> None:
-        """Leave out what several processes cannot do, and say so."""
-        self.threads = None  # each process has its share of the cores already
-        self.narrow_inputs = None
-        if self.layout is not None:
-            self.layout = None
-            self.progress.message("several processes: images keep their memory layout")
 
     def _make_resident(self) -> None:
         """Serve the data from memory, where that is safe; says so once."""
@@ -468,62 +424,18 @@ class FitRun:
         if self.val_source is not None:
             self.val_source = tune_source(self.val_source, self.progress.message)
 
-    def _make_thread_trial(self) -> ThreadTrial | None:
-        """Return a trial of the number of threads; none before a graph in a very short run."""
-        num_batches = self.train_source.num_batches or 0
-        if self.settings.compile and num_batches * self.settings.epochs < _SHORT_RUN_STEPS:
-            return None
-        return ThreadTrial()
-
-    def _make_graph(self) -> GraphedStep | None:
-        """Return what runs training steps as one graph; None where the step is not hotloop's."""
-        model, settings, say = self.model, self.settings, self.progress.message
-        if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
-            say("compile: the training step runs eagerly, since the StepRunner is your own")
-            return None
-        if settings.saving.on_non_finite != "stop":
-            say("compile: the training step runs eagerly, since on_non_finite looks at gradients")
-            return None
-        if self.compute is not None:
-            say("compile: the training step runs eagerly, since the model's step is your own")
-            return None
-        source, scheduler = self.train_source, model.lr_scheduler
-        num_batches = source.num_batches
-        own_code_between = (
-            type(source) is BatchSource
-            or self.transform is not None
-            or not type(scheduler).__module__.startswith(("torch.", "builtins"))
-        )
-        return GraphedStep(
-            model.net,
-            model.loss_fn,
-            model.optimizer,
-            self.accelerator,
-            GraphSettings(
-                mode=settings.compile,
-                num_steps=None if num_batches is None else num_batches * settings.epochs,
-                clip_grad_norm=settings.clip_grad_norm,
-                check_every_step=own_code_between,
-                say=say,
-                is_settled=self._is_settled,
-            ),
-        )
-
-    def _is_settled(self) -> bool:
-        """Tell whether what a graph is made for is decided."""
-        threads, narrow = self.threads, self.narrow_inputs
-        return (threads is None or threads.done) and (narrow is None or narrow.decided)
-
-    def _undo_speedups(self) -> None:
-        if self.layout is not None:
-            self.layout.undo()
-        if self.fused is not None:
-            self.fused.undo()
-        if self.threads is not None:
-            self.threads.undo()
-        if self.host_memory is not None:
-            self.host_memory.undo()
-        self.float32_mode.undo()
+    def start_speedups(self) -> None:
+        """Do what was chosen; to be undone with ``speedups.undo()``."""
+        self.speedups.apply()
+        if self.settings.compile and not self.settings.exact:
+            self.speedups.make_graph(
+                self.model,
+                self.accelerator,
+                self.train_source,
+                self.compute,
+                self.transform,
+                self.progress.message,
+            )
 
     def _step_scheduler(self, row: dict[str, Any]) -> None:
         scheduler = self.model.lr_scheduler

@@ -81,16 +81,16 @@ class ChannelsLast:
     def __init__(self, net: nn.Module, optimizer: Any) -> None:
         self.net, self.optimizer = net, optimizer
         self.applies = any(type(module) is nn.Conv2d for module in net.modules())
-        self._applied = self._decided = False
+        self.applied = self._decided = False
 
     def prepare(self, batch: Any, run: Callable[[nn.Module, Any], torch.Tensor]) -> Any:
         """Return the batch in the layout that is used, and decide on it with the first one."""
         if not self._decided:
             self._decided = True
-            self._applied = _has_images(batch) and self.works(run, batch)
-            if self._applied:
+            self.applied = _has_images(batch) and self.works(run, batch)
+            if self.applied:
                 self.apply()
-        return to_channels_last(batch) if self._applied else batch
+        return to_channels_last(batch) if self.applied else batch
 
     def apply(self) -> None:
         """Convert weights and optimizer state."""
@@ -98,18 +98,18 @@ class ChannelsLast:
 
     def undo(self) -> None:
         """Convert them back."""
-        if self._applied:
+        if self.applied:
             self._convert(torch.contiguous_format)
-        self._applied = self._decided = False
+        self.applied = self._decided = False
 
     def state_dict(self) -> dict[str, bool]:
         """Return what was decided, for a process that goes on with the run."""
-        return {"decided": self._decided, "applied": self._applied}
+        return {"decided": self._decided, "applied": self.applied}
 
     def load_state_dict(self, state: dict[str, bool]) -> None:
         """Do as was decided; weights and optimizer state were loaded before."""
-        self._decided, self._applied = state["decided"], state["applied"]
-        if self._applied:
+        self._decided, self.applied = state["decided"], state["applied"]
+        if self.applied:
             self.apply()
 
     def works(self, run: Callable[[nn.Module, Any], torch.Tensor], batch: Any) -> bool:

@@ -22,7 +22,7 @@ class Run(Protocol):
     best: Any
     skipped: Any
     micro_batches: Any
-    graph: Any
+    speedups: Any
     interrupt: Any
     progress: Any
     monitor: str
@@ -32,7 +32,7 @@ def read_choices(run: Run) -> dict[str, Any]:
     """Return what a ``FitRun`` has decided so far: threads, memory layout, graph, micro-batches."""
     choices: dict[str, Any] = {"num_parts": run.micro_batches.num_parts}
     for name in _DECIDERS:
-        decider = getattr(run, name)
+        decider = getattr(run.speedups, name)
         choices[name] = None if decider is None else decider.state_dict()
     return choices
 
@@ -41,6 +41,6 @@ def write_choices(run: Run, choices: dict[str, Any]) -> None:
     """Let a ``FitRun`` do as was decided; weights and optimizer state were loaded before."""
     run.micro_batches.num_parts = choices["num_parts"]
     for name in _DECIDERS:
-        decider = getattr(run, name)
+        decider = getattr(run.speedups, name)
         if decider is not None and choices[name] is not None:
             decider.load_state_dict(choices[name])

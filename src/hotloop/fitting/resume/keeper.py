@@ -212,8 +212,8 @@ class RunKeeper:
             reading: a batch was being read, which may have moved random states since the step.
         """
         self._look_at_outcome()
-        if self.run.graph is not None:
-            self.run.graph.finish()
+        if self.run.speedups.graph is not None:
+            self.run.speedups.graph.finish()
         captured = self._train_end or self._capture(between_epochs)
         if reading:
             states = self.run.train_source.place.states_before_reading()

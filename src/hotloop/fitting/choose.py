@@ -1,0 +1,159 @@
+"""What a fit does faster than the plain loop: chosen before it, undone after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hotloop.data.adapt import BatchSource
+from hotloop.data.budget import resident_budget
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.host_memory import HostMemory
+from hotloop.fitting.loop import EpochRunner
+from hotloop.fitting.narrow_inputs import NarrowInputs
+from hotloop.fitting.precision import Float32Mode
+from hotloop.fitting.settings import FitSettings
+from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
+from hotloop.fitting.step import StepRunner
+from hotloop.fitting.threads import ThreadTrial
+from hotloop.fitting.trainable import Trainable, is_users_own
+from hotloop.metrics.batched import BatchedUpdates
+
+_SHORT_RUN_STEPS = 100
+
+
+class Speedups:
+    """What computes the same up to rounding, faster; docs/speed.md lists it.
+
+    Attributes:
+        layout: images and convolutions channels-last; None leaves their memory alone.
+        narrow_inputs: full batches of few columns column by column; None leaves them alone.
+        fused: one kernel for all parameters; None for the optimizer's own way.
+        join_metrics: metrics may see several batches joined.
+        threads: a trial of the number of CPU threads; None for none.
+        host_memory: freed memory stays with the process; None for the system's way.
+        graph: runs training steps as one graph, once ``make_graph`` was called; None for eager.
+    """
+
+    def __init__(self, settings: FitSettings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self.layout: ChannelsLast | None = None
+        self.narrow_inputs: NarrowInputs | None = None
+        self.fused: FusedOptimizer | None = None
+        self.join_metrics = False
+        self.threads: ThreadTrial | None = None
+        self.host_memory: HostMemory | None = None
+        self.graph: GraphedStep | None = None
+        self._float32_mode = Float32Mode(settings.tf32, device)
+
+    def choose(
+        self, model: Trainable, compute: Any, num_batches: int | None, in_processes: bool
+    ) -> str:
+        """Choose for a model; return what to tell the user, or "".
+
+        Args:
+            model: what is trained; with a StepRunner all of the user's own nothing is chosen.
+            compute: the model's own step, or None.
+            num_batches: training steps of an epoch; None when unknown.
+            in_processes: several processes train together.
+        """
+        if is_users_own(model):
+            return ""
+        fused = FusedOptimizer(model.optimizer, self.device)
+        self.fused = fused if fused.applies else None
+        layout = ChannelsLast(model.net, model.optimizer)
+        if compute is None and model.StepRunner.forward is StepRunner.forward:
+            self.layout = layout if layout.applies else None
+            budget = resident_budget(self.device, self.settings.resident_budget)
+            narrow = NarrowInputs(model.net, self.device, budget)
+            self.narrow_inputs = narrow if narrow.applies else None
+        if self.device.type == "cpu":
+            self.threads = self._make_thread_trial(num_batches)
+            self.host_memory = HostMemory()
+        counts_itself = model.EpochRunner.__call__ is not EpochRunner.__call__
+        self.join_metrics = not counts_itself and BatchedUpdates.serves(model.metrics_dict)
+        return self._leave_out() if in_processes else ""
+
+    def apply(self) -> None:
+        """Begin: what is not decided by the first batches is done now."""
+        if self.fused is not None:
+            self.fused.apply()
+        if self.host_memory is not None:
+            self.host_memory.apply()
+        self._float32_mode.apply()
+
+    def undo(self) -> None:
+        """Leave net, optimizer and process as they were, but for what was trained."""
+        if self.layout is not None:
+            self.layout.undo()
+        if self.fused is not None:
+            self.fused.undo()
+        if self.threads is not None:
+            self.threads.undo()
+        if self.host_memory is not None:
+            self.host_memory.undo()
+        self._float32_mode.undo()
+
+    def make_graph(
+        self,
+        model: Trainable,
+        accelerator: Accelerator,
+        source: BatchSource,
+        compute: Any,
+        transform: Any,
+        say: Callable[[str], None],
+    ) -> None:
+        """Set ``graph``, unless the step is the user's own; says so then."""
+        settings, scheduler = self.settings, model.lr_scheduler
+        reason = None
+        if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
+            reason = "the StepRunner is your own"
+        elif settings.saving.on_non_finite != "stop":
+            reason = "on_non_finite looks at gradients"
+        elif compute is not None:
+            reason = "the model's step is your own"
+        if reason is not None:
+            say(f"compile: the training step runs eagerly, since {reason}")
+            return
+        num_batches = source.num_batches
+        own_code_between = (
+            type(source) is BatchSource
+            or transform is not None
+            or not type(scheduler).__module__.startswith(("torch.", "builtins"))
+        )
+        self.graph = GraphedStep(
+            model.net,
+            model.loss_fn,
+            model.optimizer,
+            accelerator,
+            GraphSettings(
+                mode=settings.compile,
+                num_steps=None if num_batches is None else num_batches * settings.epochs,
+                clip_grad_norm=settings.clip_grad_norm,
+                check_every_step=own_code_between,
+                say=say,
+                is_settled=self.is_settled,
+            ),
+        )
+
+    def is_settled(self) -> bool:
+        """Tell whether what a graph is made for is decided."""
+        threads, narrow = self.threads, self.narrow_inputs
+        return (threads is None or threads.done) and (narrow is None or narrow.decided)
+
+    def _make_thread_trial(self, num_batches: int | None) -> ThreadTrial | None:
+        """Return a trial of the number of threads; none before a graph in a very short run."""
+        num_steps = (num_batches or 0) * self.settings.epochs
+        return None if self.settings.compile and num_steps < _SHORT_RUN_STEPS else ThreadTrial()
+
+    def _leave_out(self) -> str:
+        """Leave out what several processes cannot do; return what to tell the user."""
+        self.threads = None  # each process has its share of the cores already
+        self.narrow_inputs = None
+        if self.layout is None:
+            return ""
+        self.layout = None
+        return "several processes: images keep their memory layout"

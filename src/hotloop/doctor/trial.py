@@ -129,9 +129,9 @@ class Trial:
         )
         source = BatchSource(limited, "train_data", self.device)
         self.run._run_stage(stage, source, epoch=1)
-        synchronize(self.device)  # sync: the steps' kernels are part of their time
         measured = self.run.clock.stages[-1]
-        total = time.perf_counter() - limited.measured_from
+        # 0 where the batches came to an end by themselves
+        total = (limited.measured_until or time.perf_counter()) - limited.measured_from
         steps = max(limited.num_measured, 1)
         # what steps did, as shares of the time after the warm-up
         known = {k: v for k, v in measured.seconds.items() if k not in ("setup", "data") and v}
@@ -158,7 +158,7 @@ class _Limited:
     ) -> None:
         self._batches, self._seconds, self._settle = batches, seconds, settle
         self._warm_up, self._burst = counts
-        self.first_wait = self.measured_wait = self.measured_from = 0.0
+        self.first_wait = self.measured_wait = self.measured_from = self.measured_until = 0.0
         self.num_measured = self.batch_size = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -182,6 +182,8 @@ class _Limited:
             asked = time.perf_counter()
             whole = self.num_measured >= 2 and self.num_measured % self._burst == 0
             if whole and asked - started > self._seconds:
+                self._settle()  # the steps' kernels are part of their time; ending workers is not
+                self.measured_until = time.perf_counter()
                 return
 
 

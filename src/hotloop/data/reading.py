@@ -179,7 +179,9 @@ class WorkerStart:
 def _leave_with_parent() -> None:
     """Let this worker end when its training process was killed.
 
-    Python waits at a worker's end until all it sent is taken, which nobody does any more.
+    torch looks every few seconds whether the worker has another parent than when it began to look:
+    one that was there before is not noticed. And Python waits at a worker's end until all it sent
+    is taken, which nobody does any more.
     """
     parent = multiprocessing.parent_process()
 
@@ -187,6 +189,7 @@ def _leave_with_parent() -> None:
         if parent is not None and os.getppid() != parent.pid:
             os._exit(1)
 
+    leave()
     multiprocessing.util.Finalize(None, leave, exitpriority=0)  # before the queue's own, at -5
 
 

@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate, get_worker_info
 
 from hotloop import KerasModel
+from hotloop.data import guarded as guarded_module
+from hotloop.data.reading import WorkerStart
 from hotloop.errors import WorkerDiedError
 
 
@@ -138,9 +140,13 @@ class Killing(RandomSampler):
 
     asked = False
 
+    def __init__(self, data: Dataset, kill=kill_a_worker) -> None:
+        super().__init__(data)
+        self.kill = kill
+
     def __iter__(self):
         if not self.asked:
-            kill_a_worker()
+            self.kill()
         self.asked = True  # not so where a signal's handler raises in here
         yield from super().__iter__()
 
@@ -184,9 +190,32 @@ def fit_with_much_under_way(path: Path) -> None:
     Model(make_mlp(), nn.CrossEntropyLoss()).fit(loader, monitor="train_loss", quiet=True)
 
 
-def test_workers_end_with_a_run_that_was_killed(tmp_path: Path):
-    pid = start_child(fit_with_much_under_way, tmp_path)
+def fit_that_is_killed_while_a_worker_starts(path: Path) -> None:
+    look_for_deaths_often()
+
+    def start_late(worker_id: int) -> None:
+        Path("workers").write_text(json.dumps([os.getpid()]))
+        time.sleep(0.5)
+
+    class Start(WorkerStart):
+        def __call__(self, worker_id: int) -> None:
+            start_late(worker_id)
+            super().__call__(worker_id)
+
+    guarded_module.WorkerStart = Start
+    sampler = Killing(Deadly(path / "no-trap"), kill=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    loader = DataLoader(sampler.data_source, 8, sampler=sampler, num_workers=1)
+    KerasModel(make_mlp(), nn.CrossEntropyLoss()).fit(loader, monitor="train_loss", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "function", [fit_with_much_under_way, fit_that_is_killed_while_a_worker_starts]
+)
+def test_workers_end_with_a_run_that_was_killed(tmp_path: Path, function):
+    pid = start_child(function, tmp_path)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    while not (tmp_path / "workers").exists() or not (tmp_path / "workers").read_text():
+        time.sleep(0.01)
     (worker,) = json.loads((tmp_path / "workers").read_text())
     for _ in range(600):
         if not is_alive(worker):

@@ -299,7 +299,7 @@ def main() -> None:
     if only:
         print(json.dumps(result, indent=2))
         return
-    write(result, out, "doctor-quick" if arguments.quick else "doctor")
+    write(result, out, f"{result['machine']['date']}-doctor{'-quick' * arguments.quick}")
     print(markdown(result))
 
 

@@ -41,8 +41,9 @@ for kib in sizes:
     if case != "full":
         class Spoil:
             def on_train_epoch_end(self, model):
-                if case == "removed":
-                    shutil.rmtree(where)
+                if case == "removed":  # while a save may be writing there
+                    gone = where.rename(folder / f"gone-{len(model.history['epoch'])}")
+                    shutil.rmtree(gone, ignore_errors=True)
                 elif case == "read-only":
                     (where / "best.run").chmod(0o555)
                     where.chmod(0o555)

@@ -60,6 +60,8 @@ def test_default_and_exact_agree_up_to_rounding(name, net, images):
         weights.append([p.detach().clone() for p in module.parameters()])
         assert all(p.is_contiguous() for p in module.parameters())
         assert all(not group.get("fused") for group in model.optimizer.param_groups)
+        steps = [s["step"] for s in model.optimizer.state.values() if "step" in s]
+        assert all(step._base is None for step in steps)  # each has a memory of its own again
     for first, second in zip(*weights, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-9)
     for first, second in zip(*rows, strict=True):

@@ -71,12 +71,17 @@ class Reads(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: Any) -> Any:
-        self._note(index)
-        try:
-            return self.dataset[index]
-        except Exception as error:  # noqa: BLE001 - told or skipped where the batch arrives
-            return BadSample(index, error)
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """Return the samples, a ``BadSample`` in the place of each that cannot be read."""
+        dataset, samples, in_worker = self.dataset, [], _worker_number is not None
+        for index in indices:
+            if in_worker:
+                self._note(index)
+            try:
+                samples.append(dataset[index])
+            except Exception as error:  # noqa: BLE001 - told or skipped where the batch arrives
+                samples.append(BadSample(index, error))
+        return samples
 
     def _note(self, index: Any) -> None:
         if _worker_number is not None and self.reading is not None and isinstance(index, int):

@@ -73,7 +73,7 @@ class IndexBatches:
             yield from map(_as_rows, self.epoch())
             return
         self._draw_base_seed()
-        rows = _as_rows(list(batch_sampler.sampler))
+        rows = _draw(batch_sampler.sampler)
         batches = torch.split(rows, batch_sampler.batch_size)
         if batch_sampler.drop_last and len(rows) % batch_sampler.batch_size:
             batches = batches[:-1]
@@ -95,6 +95,29 @@ def _as_rows(indices: list[int]) -> torch.Tensor:
     return torch.tensor(indices, dtype=torch.int64)
 
 
+def _draw(sampler: Any) -> torch.Tensor:
+    """Return all indices of one of torch's samplers, int64 (num_samples,).
+
+    A plain shuffle and a plain order are drawn as tensors, as the samplers do it, without Python
+    integers in between; ``replay_is_faithful`` tries that too.
+    """
+    if type(sampler) is SequentialSampler:
+        return torch.arange(len(sampler.data_source))
+    if type(sampler) is not RandomSampler or sampler.replacement:
+        return _as_rows(list(sampler))
+    num_rows = len(sampler.data_source)
+    if sampler.num_samples != num_rows:
+        return _as_rows(list(sampler))
+    generator = sampler.generator
+    if generator is None:
+        seed = int(torch.empty((), dtype=torch.int64).random_().item())  # sync: on the host
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+    rows = torch.randperm(num_rows, generator=generator)
+    torch.randperm(num_rows, generator=generator)  # of the samples beyond the last whole round
+    return rows
+
+
 class _Identity(Dataset[int]):
     def __init__(self, length: int) -> None:
         self.length = length
@@ -114,18 +137,19 @@ def _as_list(samples: list[int]) -> list[int]:
 def replay_is_faithful() -> bool:
     """Tell whether this version of torch draws as ``IndexBatches`` does, by trying it.
 
-    Two epochs of a small shuffled loader, with and without a generator of its own: the same
-    indices, and the same state of both generators afterwards. Random states are left as they were.
+    Two epochs of a small loader, shuffled and not, with and without a generator of its own: the
+    same indices, and the same state of both generators afterwards. Random states are left as they
+    were.
     """
     before = RandomStates.read()
     try:
-        for own_generator in (False, True):
+        for own_generator, shuffle in itertools.product((False, True), repeat=2):
             outcomes = []
             for replay in (False, True):
                 torch.manual_seed(0)
                 generator = torch.Generator().manual_seed(1) if own_generator else None
                 loader = DataLoader(
-                    _Identity(11), 4, shuffle=True, generator=generator, collate_fn=_as_list
+                    _Identity(11), 4, shuffle=shuffle, generator=generator, collate_fn=_as_list
                 )
                 source = IndexBatches(loader)
                 epochs = [

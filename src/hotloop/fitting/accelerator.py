@@ -23,6 +23,7 @@ from hotloop.distributed.processes import (
     wait_for_all,
     world_size,
 )
+from hotloop.fitting.backward import run_backward
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Precision, make_precision
 from hotloop.nested import count_samples, to_device
@@ -120,7 +121,10 @@ class Accelerator:
             loss = self.parallel.weigh(loss)
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        if kwargs:
+            loss.backward(**kwargs)  # type: ignore[no-untyped-call]
+        else:
+            run_backward(loss)
         if self.parallel is not None and self.sync_gradients:
             self.parallel.net.check_gradients()
 

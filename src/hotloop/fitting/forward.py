@@ -32,6 +32,10 @@ class StepOutput:
     labels: Any = None
     extra: Mapping[str, torch.Tensor | float] | None = None
 
+    def with_loss(self, loss: Any) -> StepOutput:
+        """Return the same with another form of the loss."""
+        return StepOutput(loss, self.preds, self.labels, self.extra)
+
 
 class Forward:
     """Computes predictions and loss of batches.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -165,7 +165,7 @@ class StepRunner:
                 self.optimize(output.loss, self.accelerator.batch_size(batch))
             if clock.detailed:
                 clock.lap("optimizer")
-            return replace(output, loss=loss)
+            return output.with_loss(loss)
         failed = ""
         if micro_batches.num_parts == 1:
             try:
@@ -182,7 +182,7 @@ class StepRunner:
                 self._finish_batch()
                 if clock.detailed:
                     clock.lap("optimizer")
-                return replace(output, loss=loss)
+                return output.with_loss(loss)
         if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
             micro_batches.make_room(self, batch, failed)
         output = micro_batches.train(self, batch)
@@ -202,14 +202,14 @@ class StepRunner:
         loss = float(output.loss)  # sync: asked for by on_non_finite
         if self.accelerator.scaler is not None:
             self._finish_batch()  # the scaler drops such steps by itself
-            return replace(output, loss=loss)
+            return output.with_loss(loss)
         reason = f"the loss is {loss}" if not math.isfinite(loss) else None
         if reason is None and self.accelerator.sync_gradients:
             name = first_bad_gradient(self.net.named_parameters())
             reason = name and f"the gradient of '{name}' is NaN or infinite"
         if reason is None:
             self._finish_batch()
-            return replace(output, loss=loss)
+            return output.with_loss(loss)
         self._group_samples = self._first_samples = 0
         self.clear_gradients()
         self._buffers.restore()
@@ -220,7 +220,7 @@ class StepRunner:
         self.options.skipped.add(self.options.epoch, self._num_steps, reason)
         self.left_out = True
         self._step_scheduler()  # the schedule is one of steps that were tried
-        return replace(output, loss=loss)
+        return output.with_loss(loss)
 
     def forward(self, batch: Any) -> StepOutput:
         """Compute predictions and loss of a batch, under the run's precision."""

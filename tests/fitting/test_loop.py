@@ -41,7 +41,7 @@ def test_labels_are_checked_on_the_host_before_a_device_sees_them(small, residen
     with pytest.raises(LabelError, match="from 0 to 7, but the net gives 2 classes"):
         runner(source)
     # streamed batches are checked one by one, resident labels all at once before the first step
-    assert runner.step_runner._num_steps == (1 if resident else 3)
+    assert runner.step_runner.num_steps == (1 if resident else 3)
 
 
 def test_batches_and_losses_stay_on_the_device(small):

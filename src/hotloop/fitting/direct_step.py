@@ -47,7 +47,9 @@ class DirectStep:
         self.optimizer._opt_called = True  # what a scheduler looks for
 
     def _is_plain(self) -> bool:
-        return steps_plainly(self.optimizer) and "grad_scale" not in self.optimizer.__dict__
+        settings = self.optimizer.__dict__
+        gated = "grad_scale" in settings or "found_inf" in settings
+        return not gated and steps_plainly(self.optimizer)
 
     def _look_up(self) -> None:
         self._groups = []

@@ -73,6 +73,7 @@ class EpochRunner:
         self.options = EpochOptions()
         self.logs: dict[str, LossLog] = {}
         self.metrics: torch.nn.Module = torch.nn.ModuleDict()
+        self._source: BatchSource | None = None
 
     def __call__(self, dataloader: BatchSource) -> dict[str, Any]:
         """Run the epoch.
@@ -88,7 +89,7 @@ class EpochRunner:
         step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
         last_part = "metrics" if isinstance(step_runner, StepRunner) else "step"
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
-        self.metrics = metrics
+        self.metrics, self._source = metrics, dataloader
         display = _Display(self.stage, progress, metrics, self.logs, self.flush, clock)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)
         reset_metrics(metrics)
@@ -128,6 +129,7 @@ class EpochRunner:
                 keeper.end_step()
             self.options.interrupt.check()
         self._finish_open_group()
+        self.settle()
         if keeper is not None:
             keeper.end_stage()
         parallel = getattr(self.accelerator, "parallel", None)
@@ -188,6 +190,29 @@ class EpochRunner:
         if isinstance(self.step_runner, StepRunner):
             self.step_runner.flush_metrics()
 
+    def settle(self) -> None:
+        """Take note of the steps that the device left out by itself; waits for it.
+
+        Raises:
+            NonFiniteError: the run goes back where there was such a step.
+        """
+        runner = self.step_runner
+        found = runner.take_left_out() if isinstance(runner, StepRunner) else []
+        if not found:
+            return
+        for log in self.logs.values():
+            log.drop_nan()
+        options, epoch = runner.options, self.options.epoch
+        for step, reason in found:
+            if options.on_non_finite == "rewind" or options.skipped is None:
+                error = NonFiniteError(
+                    f"{reason} in step {step} of epoch {epoch}", step=step, epoch=epoch
+                )
+                if self._source is not None:
+                    self._name_samples(error, self._source)
+                raise error
+            options.skipped.add(epoch, step, reason)
+
     def log(self, name: str) -> LossLog:
         """Return the losses of that name, with the stage before it."""
         if name not in self.logs:
@@ -221,6 +246,7 @@ class EpochRunner:
 
     def _check_finite(self, dataloader: BatchSource) -> None:
         """Refuse an epoch whose training loss went NaN on a device (a CPU's is seen at once)."""
+        self.settle()
         log = self.logs.get("train_loss")
         if log is None or getattr(self.accelerator, "scaler", None) is not None:
             return
@@ -300,7 +326,7 @@ class _Display:
     def _running(self, step_values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, log in self.logs.items():
             pending = log.pending()
-            yield name, pending.mean() if pending is not None else running_mean(log)
+            yield name, pending.nanmean() if pending is not None else running_mean(log)
         self.flush()
         for name, metric in named_metrics(self.metrics):
             if has_cheap_compute(metric):

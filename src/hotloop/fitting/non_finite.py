@@ -59,11 +59,15 @@ class BufferGuard:
         """Copy the buffers as they are before the forward pass."""
         self._before = [buffer.detach().clone() for buffer in self._buffers]
 
-    def restore(self) -> None:
-        """Put the copies back."""
+    def restore(self, where: torch.Tensor | None = None) -> None:
+        """Put the copies back.
+
+        Args:
+            where: bool of 0 dimensions on the device: only if it is true, which is not waited for.
+        """
         with torch.no_grad():
             for buffer, before in zip(self._buffers, self._before, strict=True):
-                buffer.copy_(before)
+                buffer.copy_(before if where is None else torch.where(where, before, buffer))
 
 
 class SkippedSteps:

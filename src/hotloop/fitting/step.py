@@ -18,8 +18,9 @@ from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
-from hotloop.fitting.non_finite import BufferGuard, SkippedSteps, first_bad, first_bad_gradient
+from hotloop.fitting.non_finite import SkippedSteps, first_bad
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
+from hotloop.fitting.watched_step import WatchedStep
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.timing.clock import NoClock, StepClock
@@ -91,10 +92,10 @@ class StepRunner:
         self.options = StepOptions()
         self.compute_loss = Forward(net, loss_fn)
         self._updates = BatchedUpdates(self.metrics_dict)
-        self._num_steps = 0
+        self.num_steps = 0
         self._direct: DirectStep | None = None
         self._group_samples = self._first_samples = self._samples_before = 0
-        self._buffers: BufferGuard | None = None
+        self._watched: WatchedStep | None = None
         self.left_out = False  # whether the last step was
         self.net.train(stage == "train")
 
@@ -108,7 +109,7 @@ class StepRunner:
             ``(losses, metrics)``: values by name with the stage before it. Losses are averaged
             over the epoch's samples; the metric objects keep their own state.
         """
-        self._num_steps += 1
+        self.num_steps += 1
         options, clock = self.options, self.options.clock
         if options.direct and self._direct is None and self.accelerator.scaler is None:
             self._direct = DirectStep(self.optimizer)
@@ -128,7 +129,7 @@ class StepRunner:
         elif options.graph is not None:
             self.compute_loss.label_range.check_again()
             num_builds = options.graph.num_builds
-            output = options.graph.run(batch, self._train_eagerly, self._step_scheduler)
+            output = options.graph.run(batch, self._train_eagerly, self.step_scheduler)
             loss = self.read_loss(output.loss, batch)
             if options.graph.num_builds != num_builds:
                 clock.set_up()
@@ -154,7 +155,8 @@ class StepRunner:
         self._samples_before = self._group_samples
         clock = self.options.clock
         if self.options.on_non_finite != "stop":
-            return self._train_watching(batch)
+            self._watched = self._watched or WatchedStep(self)
+            return self._watched.train(batch)
         micro_batches = self.options.micro_batches
         if micro_batches is None:
             with self.accelerator.averaging():
@@ -179,48 +181,19 @@ class StepRunner:
                     raise
                 failed = str(error).splitlines()[0]
             else:
-                self._finish_batch()
+                self.finish_batch()
                 if clock.detailed:
                     clock.lap("optimizer")
                 return output.with_loss(loss)
         if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
             micro_batches.make_room(self, batch, failed)
         output = micro_batches.train(self, batch)
-        self._finish_batch()
+        self.finish_batch()
         return output
 
-    def _train_watching(self, batch: Any) -> StepOutput:
-        """As ``_train_eagerly``, looking at loss and gradients before the update."""
-        self.left_out = False
-        self._buffers = self._buffers or BufferGuard(self.net)
-        self._buffers.note()
-        if self.options.micro_batches is not None:
-            output = self.options.micro_batches.train(self, batch)
-        else:
-            output = self.forward(batch)
-            self.add_gradients(output.loss, self.accelerator.batch_size(batch))
-        loss = float(output.loss)  # sync: asked for by on_non_finite
-        if self.accelerator.scaler is not None:
-            self._finish_batch()  # the scaler drops such steps by itself
-            return output.with_loss(loss)
-        reason = f"the loss is {loss}" if not math.isfinite(loss) else None
-        if reason is None and self.accelerator.sync_gradients:
-            name = first_bad_gradient(self.net.named_parameters())
-            reason = name and f"the gradient of '{name}' is NaN or infinite"
-        if reason is None:
-            self._finish_batch()
-            return output.with_loss(loss)
-        self._group_samples = self._first_samples = 0
-        self.clear_gradients()
-        self._buffers.restore()
-        if self.options.on_non_finite == "rewind" or self.options.skipped is None:
-            step, epoch = self._num_steps, self.options.epoch
-            text = explain_non_finite(loss, self.net, batch, step, epoch)
-            raise NonFiniteError(f"{reason}; {text}", step=step, epoch=epoch)
-        self.options.skipped.add(self.options.epoch, self._num_steps, reason)
-        self.left_out = True
-        self._step_scheduler()  # the schedule is one of steps that were tried
-        return output.with_loss(loss)
+    def take_left_out(self) -> list[tuple[int, str]]:
+        """Return number and reason of steps that the device left out by itself; waits for it."""
+        return [] if self._watched is None else self._watched.take_left_out()
 
     def forward(self, batch: Any) -> StepOutput:
         """Compute predictions and loss of a batch, under the run's precision."""
@@ -243,7 +216,7 @@ class StepRunner:
     def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
         """Add the gradients of ``loss``, and step the optimizer where a group of batches ends."""
         self.add_gradients(loss, num_samples)
-        self._finish_batch()
+        self.finish_batch()
 
     def add_gradients(self, loss: torch.Tensor, num_samples: int, first: bool = True) -> None:
         """Add the gradients of ``loss`` to those of the group's batches before.
@@ -271,11 +244,16 @@ class StepRunner:
         """Drop what a failed backward pass left; False where earlier batches' would go too."""
         if self._samples_before:
             return False
-        self._group_samples = self._first_samples = 0
-        self.clear_gradients()
+        self.drop_group()
         return True
 
-    def _finish_batch(self) -> None:
+    def drop_group(self) -> None:
+        """Drop the gradients of the group's batches so far."""
+        self._group_samples = self._first_samples = 0
+        self.clear_gradients()
+
+    def finish_batch(self) -> None:
+        """Step where the batch ends a group."""
         if self.accelerator.sync_gradients:
             self.finish_group()
             self.clear_gradients()
@@ -308,9 +286,10 @@ class StepRunner:
             self._direct.step()
         else:
             accelerator.optimizer_step(optimizer)
-        self._step_scheduler()
+        self.step_scheduler()
 
-    def _step_scheduler(self) -> None:
+    def step_scheduler(self) -> None:
+        """Step the scheduler, if it goes with the optimizer."""
         if self.lr_scheduler is not None and self.options.scheduler_per_step:
             self.lr_scheduler.step()
 
@@ -336,7 +315,7 @@ class StepRunner:
 
         Weights that are bad by now became so in the update before, whose step is the one to name.
         """
-        step, epoch = self._num_steps, self.options.epoch
+        step, epoch = self.num_steps, self.options.epoch
         name = first_bad(self.net.named_parameters()) if step > 1 and is_finite(batch) else None
         if name is None:
             text = explain_non_finite(loss, self.net, batch, step, epoch)

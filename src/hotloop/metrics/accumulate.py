@@ -60,6 +60,12 @@ class LossLog:
             return self._host + [float(value) for value in pending.tolist()]
         return self._host
 
+    def drop_nan(self) -> None:
+        """Leave out the steps whose loss is NaN."""
+        pairs = zip(self.values(), self.num_samples, strict=True)
+        kept = [(value, weight) for value, weight in pairs if not math.isnan(value)]
+        self.load([value for value, _ in kept], [weight for _, weight in kept])
+
     def mean(self) -> float:
         """Return the average over samples so far; NaN before the first step."""
         return weighted_mean(self.values(), self.num_samples)

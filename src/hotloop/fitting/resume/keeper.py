@@ -212,6 +212,8 @@ class RunKeeper:
             reading: a batch was being read, which may have moved random states since the step.
         """
         self._look_at_outcome()
+        if self._stage is not None and hasattr(self._stage, "settle"):
+            self._stage.settle()
         if self.run.speedups.graph is not None:
             self.run.speedups.graph.finish()
         captured = self._train_end or self._capture(between_epochs)

@@ -9,7 +9,7 @@ import torch
 
 from hotloop.fitting.resume.modules import read_metrics, write_metrics
 
-_RUNNER_COUNTS = ("_num_steps", "_group_samples", "_first_samples")
+_RUNNER_COUNTS = ("num_steps", "_group_samples", "_first_samples")
 _ACCELERATOR_COUNTS = ("_num_accumulated", "sync_gradients")
 
 

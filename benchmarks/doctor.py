@@ -134,8 +134,7 @@ class Blocks:
         batches = [(torch.randn(64, 20), torch.randint(2, (64,)))] * num_steps
         self.source = BatchSource(batches, "train_data", torch.device("cpu"))
         self.run = FitRun(model, FitSettings(cpu=True), (self.source, None), Progress())
-        if self.run.fused is not None:
-            self.run.fused.apply()
+        self.run.start_speedups()
         self.run.clock = clock
 
     def time(self) -> tuple[float, float]:

@@ -60,3 +60,11 @@ def test_import_time(tmp_path):
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-import-time.json")
     assert json.loads(path.read_text())["median_ratio"] > 0.5
+
+
+def test_the_doctors_benchmark_measures_its_overhead():
+    done = run_module("benchmarks.doctor", "--quick", "--only", "overhead")
+    assert done.returncode == 0, done.stderr
+    overhead = json.loads(done.stdout)["overhead"]
+    assert overhead["pairs"] == 5
+    assert 0 < overhead["calls_microseconds"] < overhead["microseconds_on"]

@@ -45,6 +45,8 @@ def run(job: Job, num_epochs: int, clock: Clock) -> Outcome:
 def _batches(job: Job, train: Any) -> Iterator[Any]:
     if job.full_batch_steps:
         batch = job.full_batch()
+        if job.device.type == "cpu":  # column by column, for vector units
+            batch = (batch[0].t().contiguous().t(), *batch[1:])
         for _ in range(job.full_batch_steps):
             yield batch
         return

@@ -123,9 +123,9 @@ def run_tuned(repeats: int) -> list[dict[str, Any]]:
 
 
 class Blocks:
-    """Training steps of one model in blocks, with the accounting or without."""
+    """Training steps of one model in blocks, with one clock or another."""
 
-    def __init__(self, clock: StepClock, num_steps: int) -> None:
+    def __init__(self, num_steps: int) -> None:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
                             nn.Linear(64, 2))  # fmt: skip
@@ -135,10 +135,10 @@ class Blocks:
         self.source = BatchSource(batches, "train_data", torch.device("cpu"))
         self.run = FitRun(model, FitSettings(cpu=True), (self.source, None), Progress())
         self.run.start_speedups()
-        self.run.clock = clock
 
-    def time(self) -> tuple[float, float]:
-        """Return the seconds of a block, by the clock and of the processor."""
+    def time(self, clock: StepClock) -> tuple[float, float]:
+        """Return the seconds of a block, of the wall and of the processor."""
+        self.run.clock = clock
         started, worked = time.perf_counter(), time.process_time()
         self.run._run_stage("train", self.source, epoch=1)
         return time.perf_counter() - started, time.process_time() - worked
@@ -147,18 +147,17 @@ class Blocks:
 def run_overhead(num_pairs: int, num_steps: int = 400) -> dict[str, Any]:
     """Compare small steps with the accounting and without, in blocks that take turns.
 
-    One process, blocks of a tenth of a second: what else the machine does hits both of a pair
+    One model, blocks of a tenth of a second: what else the machine does hits both of a pair
     alike, and the median over pairs leaves out those where it did not. The processor's time beside
     the wall clock's does not count what others took of it.
     """
-    on, off = Blocks(StepClock(torch.device("cpu")), num_steps), Blocks(NoClock(), num_steps)
-    for blocks in (on, off):
-        for _ in range(5):
-            blocks.time()
+    blocks, on, off = Blocks(num_steps), StepClock(torch.device("cpu")), NoClock()
+    for clock in (on, off) * 5:
+        blocks.time(clock)
     pairs = []
     for number in range(num_pairs):
         first, second = (on, off) if number % 2 else (off, on)
-        times = {first: first.time(), second: second.time()}
+        times = {clock: blocks.time(clock) for clock in (first, second)}
         pairs.append((times[on], times[off]))
     step_seconds = statistics.median(without[0] for _, without in pairs) / num_steps
     result: dict[str, Any] = {
@@ -201,13 +200,12 @@ class SelfTimedNone(SelfTimed, NoClock):
 
 def _calls_cost(num_steps: int, num_blocks: int = 30) -> float:
     """Return microseconds that the clock's calls take in a step, the median of blocks."""
+    blocks = Blocks(num_steps)
     taken: dict[Any, list[float]] = {}
-    every = [(clock, Blocks(clock, num_steps)) for clock in (SelfTimed(), SelfTimedNone())]
-    for _ in range(num_blocks):
-        for clock, blocks in every:
-            clock.spent = 0.0
-            blocks.time()
-            taken.setdefault(type(clock), []).append(clock.spent)
+    for clock in (SelfTimed(), SelfTimedNone()) * num_blocks:
+        clock.spent = 0.0
+        blocks.time(clock)
+        taken.setdefault(type(clock), []).append(clock.spent)
     calls, looking = (statistics.median(values[3:]) for values in taken.values())
     return (calls - looking) / num_steps * 1e6
 

@@ -50,8 +50,14 @@ def make_overview(results: list[dict[str, Any]]) -> str:
         title = f"**{name}**" if name == OWN else name
         lines.append(f"| {title} | {' | '.join(cells)} |")
     seconds = ", ".join(f"{job} {rows[BASE]['seconds']:.3g} s" for job, rows in by_job.items())
-    places = "; ".join(sorted({_place(result) for result in shown}))
-    lines += ["", f"An epoch of the hand-written loop: {seconds}. {places}."]
+    jobs_at: dict[str, list[str]] = {}
+    for result in shown:
+        jobs_at.setdefault(_place(result), []).append(result["job"])
+    several = len(jobs_at) > 1
+    places = "; ".join(
+        f"{', '.join(jobs)}: {place}" if several else place for place, jobs in jobs_at.items()
+    )
+    lines += ["", f"An epoch of the hand-written loop: {seconds}.", "", f"{places}."]
     if any("\\*" in line for line in lines):
         lines.append("\\* learned less than the hand-written loop.")
     return "\n".join([*lines, ""])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,3 +32,40 @@ def make_loaders(
 def make_mlp(num_classes: int = 2) -> nn.Sequential:
     """Return a small net for ``small``."""
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+class BadGradient(torch.autograd.Function):
+    """Passes values on, and spoils the gradient."""
+
+    @staticmethod
+    def forward(ctx, values, factor):
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class SpoiledNet(nn.Module):
+    """A net that spoils loss or gradient at some training steps.
+
+    Args:
+        spoil: "loss" or "gradient" by step, counted from 1.
+        gradient: what a spoiled gradient is multiplied with.
+    """
+
+    def __init__(self, spoil: dict[int, str], gradient: float = math.nan) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 2)
+        self.spoil, self.gradient, self.step = spoil, gradient, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        how = None
+        if self.training:
+            self.step += 1
+            how = self.spoil.get(self.step)
+        if how == "loss":
+            inputs = inputs * math.nan
+        outputs = self.layer(self.norm(inputs))
+        return BadGradient.apply(outputs, self.gradient) if how == "gradient" else outputs

@@ -5,8 +5,11 @@ On an accelerator that is the usual way; here the CPU is told to do as one.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from builders import SpoiledNet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,38 +17,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from hotloop import KerasModel
 from hotloop.fitting import watched_step
 from hotloop.fitting.gated_update import GatedUpdate, can_gate
-
-
-class BadGradient(torch.autograd.Function):
-    """Passes values on, and spoils the gradient."""
-
-    @staticmethod
-    def forward(ctx, values):
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("inf")
-
-
-class Net(nn.Module):
-    """A net that spoils loss or gradient at some training steps."""
-
-    def __init__(self, spoil):
-        super().__init__()
-        self.norm, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 2)
-        self.spoil, self.step = spoil, 0
-
-    def forward(self, inputs):
-        how = None
-        if self.training:
-            self.step += 1
-            how = self.spoil.get(self.step)
-        if how == "loss":
-            inputs = inputs * float("nan")
-        outputs = self.layer(self.norm(inputs))
-        return BadGradient.apply(outputs) if how == "gradient" else outputs
-
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
@@ -57,7 +28,7 @@ OPTIMIZERS = {
 
 def fit(small, spoil, optimizer="adam", **options):
     torch.manual_seed(0)
-    net = Net(spoil)
+    net = SpoiledNet(spoil, gradient=math.inf)
     optimizer = OPTIMIZERS[optimizer](net.parameters())
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
     model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, schedule)
@@ -86,7 +57,7 @@ def test_what_is_left_is_bitwise_what_waiting_leaves(small, gated, monkeypatch, 
     spoil = {3: "loss", 15: "gradient", 16: "loss", 20: "gradient"}
     model, history = fit(small, spoil, name, clip_grad_norm=clip)
     assert len(gated) >= 19  # the first makes the optimizer's state
-    monkeypatch.undo()
+    monkeypatch.setattr(watched_step, "waiting_costs", lambda device: False)
     plain, plain_history = fit(small, spoil, name, clip_grad_norm=clip, ckpt_path="other")
     assert history.equals(plain_history)
     state, plain_state = model.net.state_dict(), plain.net.state_dict()
@@ -147,7 +118,7 @@ class Reads(TorchDispatchMode):
 
 def test_a_step_reads_nothing_of_the_device():
     torch.manual_seed(0)
-    net = Net({2: "gradient"})
+    net = SpoiledNet({2: "gradient"}, gradient=math.inf)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
     gate = GatedUpdate(net, optimizer)
     reads = Reads()

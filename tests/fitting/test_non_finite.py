@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from builders import SpoiledNet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -14,40 +15,9 @@ from hotloop.errors import NonFiniteError, SettingsError
 from hotloop.fitting.non_finite import FiniteWatch, first_bad_gradient, scale_learning_rates
 
 
-class BadGradient(torch.autograd.Function):
-    """Passes values on, and spoils the gradient."""
-
-    @staticmethod
-    def forward(ctx, values):
-        return values.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
-class Net(nn.Module):
-    """A net that spoils loss or gradient at some training steps."""
-
-    def __init__(self, spoil: dict[int, str]) -> None:
-        super().__init__()
-        self.norm, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 2)
-        self.spoil, self.step = spoil, 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        how = None
-        if self.training:
-            self.step += 1
-            how = self.spoil.get(self.step)
-        if how == "loss":
-            inputs = inputs * float("nan")
-        outputs = self.layer(self.norm(inputs))
-        return BadGradient.apply(outputs) if how == "gradient" else outputs
-
-
 def fit(small, spoil, epochs=2, schedule=False, **options):
     torch.manual_seed(0)
-    net = Net(spoil)
+    net = SpoiledNet(spoil)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 4) if schedule else None
     model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, scheduler)
@@ -101,7 +71,7 @@ def test_skip_leaves_the_step_out(small, capsys, how):
 def test_only_the_step_itself_is_missing_from_the_average(small):
     model, loader, _ = fit(small, {3: "loss"})
     model.optimizer = torch.optim.SGD(model.net.parameters(), lr=0.0)
-    plain = Net({}).train()
+    plain = SpoiledNet({}).train()
     plain.load_state_dict(model.net.state_dict())
     losses = [model.loss_fn(plain(inputs), labels).item() for inputs, labels in loader]
     history = model.fit(loader, epochs=1, quiet=True, on_non_finite="skip")

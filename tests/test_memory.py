@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hotloop import free_memory, memory, peak_memory
+from hotloop.fitting.host_memory import HostMemory
 
 MIB = 2**20
 needs_status = pytest.mark.skipif(not memory._STATUS.exists(), reason="no /proc")
@@ -33,9 +34,30 @@ def test_the_peak_of_a_block_is_seen_after_it(by_samples, monkeypatch):
 
 
 @needs_status
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_memory_freed_before_the_block_is_none_of_its_own(by_samples, monkeypatch):
+    if by_samples:
+        monkeypatch.setattr(memory, "_can_reset_high_water", lambda: False)
+    kept = HostMemory()
+    kept.apply()  # what a fit does: freed memory stays with the process
+    try:
+        blocks = [torch.ones(16 * MIB // 4) for _ in range(8)]
+        end = torch.ones(1000)  # a block above them
+        del blocks
+        with peak_memory("cpu") as peak:
+            block = torch.ones(64 * MIB // 4)
+            time.sleep(0.05)
+            del block
+    finally:
+        kept.undo()
+    assert end.sum() == 1000
+    assert peak.added_bytes > 60 * MIB
+
+
+@needs_status
 def test_an_error_in_the_block_passes_and_is_measured():
     def fail():
-        torch.ones(64 * MIB // 4).sum()  # above what glibc ever serves from memory freed before
+        torch.ones(64 * MIB // 4).sum()
         raise KeyError
 
     measured = peak_memory("cpu")

@@ -54,7 +54,8 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
     On an accelerator torch's own count of allocated bytes is read (the block is waited for). On
     the CPU it is the resident set of this process: the kernel's own high-water mark where it can
     be reset (Linux), which misses nothing, else the largest of samples taken every 2 ms, which
-    may miss a shorter peak. Freed memory that the allocator keeps still counts as resident.
+    may miss a shorter peak. Memory freed before the block is given back to the system first, so
+    that a block which fills it again is counted; what is freed inside may go on to count.
 
     Args:
         device: whose memory; the accelerator where there is one, else the CPU.
@@ -71,7 +72,9 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
         peak = self.peak
         if peak.device.type != "cpu":
             self._finish = _watch_accelerator(peak)
-        elif _can_reset_high_water():
+            return peak
+        _trim_host()  # else the block may fill memory that was freed before and is still held
+        if _can_reset_high_water():
             peak.method = "the kernel's high-water mark"
             peak.before_bytes = resident_bytes()
             self._finish = lambda: _status_bytes("VmHWM")

@@ -60,10 +60,13 @@ class AfterEpoch:
             self.do()
 
 
+def own_workers() -> list[multiprocessing.Process]:
+    """The workers of this process; the one that it was forked from may have some too."""
+    return [w for w in multiprocessing.active_children() if w._parent_pid == os.getpid()]
+
+
 def kill_a_worker() -> None:
-    # the process that this one was forked from may have workers too
-    workers = (w for w in multiprocessing.active_children() if w._parent_pid == os.getpid())
-    worker = next(workers)
+    worker = own_workers()[0]
     os.kill(worker.pid, signal.SIGKILL)
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet asked after
 
@@ -172,7 +175,7 @@ def test_while_workers_are_started(tmp_path: Path):
 
 def kill_the_run() -> None:
     # what a worker has sent and nobody takes; more than a pipe holds, so that it waits to send
-    Path("workers").write_text(json.dumps([w.pid for w in multiprocessing.active_children()]))
+    Path("workers").write_text(json.dumps([w.pid for w in own_workers()]))
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -33,7 +33,7 @@ import hotloop
 DOCS = Path(__file__).parent
 TRANSLATIONS: dict[str, tuple[str, ...]] = {
     "cpu_against_gpu.ipynb": ("cpu_against_gpu.zh.ipynb",),
-    "devices_by_hand.ipynb": (),
+    "devices_by_hand.ipynb": ("devices_by_hand.zh.ipynb",),
 }
 """Each notebook, and its translations."""
 

@@ -19,7 +19,7 @@ needs_status = pytest.mark.skipif(not memory._STATUS.exists(), reason="no /proc"
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_the_peak_of_a_block_is_seen_after_it(by_samples, monkeypatch):
     if by_samples:
-        monkeypatch.setattr(memory, "_can_reset_high_water", lambda: False)
+        monkeypatch.setattr(memory, "reset_high_water", lambda: False)
     torch.ones(1)
     with peak_memory("cpu") as peak:
         block = torch.ones(64 * MIB // 4)
@@ -37,7 +37,7 @@ def test_the_peak_of_a_block_is_seen_after_it(by_samples, monkeypatch):
 @pytest.mark.parametrize("by_samples", [False, True])
 def test_memory_freed_before_the_block_is_none_of_its_own(by_samples, monkeypatch):
     if by_samples:
-        monkeypatch.setattr(memory, "_can_reset_high_water", lambda: False)
+        monkeypatch.setattr(memory, "reset_high_water", lambda: False)
     kept = HostMemory()
     kept.apply()  # what a fit does: freed memory stays with the process
     try:
@@ -52,6 +52,24 @@ def test_memory_freed_before_the_block_is_none_of_its_own(by_samples, monkeypatc
         kept.undo()
     assert end.sum() == 1000
     assert peak.added_bytes > 60 * MIB
+
+
+@needs_status
+@pytest.mark.parametrize("by_samples", [False, True])
+def test_a_block_within_a_block_hides_nothing_of_it(by_samples, monkeypatch):
+    if by_samples:
+        monkeypatch.setattr(memory, "reset_high_water", lambda: False)
+    with peak_memory("cpu") as outer:
+        block = torch.ones(128 * MIB // 4)
+        time.sleep(0.05)
+        del block
+        with peak_memory("cpu") as inner:
+            block = torch.ones(64 * MIB // 4)
+            time.sleep(0.05)
+            del block
+    assert 60 * MIB < inner.added_bytes < 120 * MIB
+    assert 120 * MIB < outer.added_bytes < 190 * MIB
+    assert not memory._open
 
 
 @needs_status

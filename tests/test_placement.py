@@ -151,3 +151,35 @@ def test_a_loss_and_a_metric_elsewhere(small):
     model = KerasModel(nn.Linear(4, 1), nn.MSELoss(), {"mse": Moving()})
     with pytest.raises(DeviceError, match="several devices in"):
         model.fit((small[0], small[0][:, :1]), cpu=True, plot=False, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ("torch.cuda.DoubleTensor", "torch.cuda.FloatTensor"),
+        ("torch.DoubleTensor", "torch.FloatTensor"),
+        ("double", "float"),
+        ("c10::Half", "float"),
+    ],
+)
+def test_a_convolution_that_speaks_of_dtypes_is_not_taken_to_speak_of_devices(given, held):
+    class Convolution(nn.Conv2d):
+        def forward(self, inputs):
+            text = f"Input type ({given}) and weight type ({held}) should be the same"
+            raise RuntimeError(text)
+
+    net = Convolution(1, 2, 3)
+    with pytest.raises(RuntimeError, match="should be the same") as error, explain_devices(net=net):
+        net(torch.ones(1, 1, 5, 5))
+    assert not isinstance(error.value, DeviceError)
+
+
+def test_a_convolution_that_speaks_of_devices():
+    class Convolution(nn.Conv2d):
+        def forward(self, inputs):
+            text = "Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) should"
+            raise RuntimeError(text)
+
+    net = Convolution(1, 2, 3)
+    with pytest.raises(DeviceError, match="several devices"), explain_devices(net=net):
+        net(torch.ones(1, 1, 5, 5))

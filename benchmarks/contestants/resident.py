@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.jobs.job import Job
+from hotloop.fitting.speedups import to_channels_last
 
 
 def read_whole(job: Job, dataset: Dataset[Any]) -> Any:
@@ -32,7 +33,7 @@ def gather(data: Any, rows: torch.Tensor) -> Any:
     """Return the given rows of a whole data set as a batch."""
     if isinstance(data, dict):
         return {key: values[rows] for key, values in data.items()}
-    return [values[rows] for values in data]
+    return to_channels_last([values[rows] for values in data])
 
 
 def cut(data: Any, batch_size: int) -> list[Any]:
@@ -40,7 +41,8 @@ def cut(data: Any, batch_size: int) -> list[Any]:
     if isinstance(data, dict):
         pieces = [values.split(batch_size) for values in data.values()]
         return [dict(zip(data, parts, strict=True)) for parts in zip(*pieces, strict=True)]
-    return list(zip(*(values.split(batch_size) for values in data), strict=True))
+    batches = zip(*(values.split(batch_size) for values in data), strict=True)
+    return [to_channels_last(batch) for batch in batches]
 
 
 def fast_net(job: Job) -> nn.Module:

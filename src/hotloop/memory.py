@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,7 +56,8 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
     the CPU it is the resident set of this process: the kernel's own high-water mark where it can
     be reset (Linux), which misses nothing, else the largest of samples taken every 2 ms, which
     may miss a shorter peak. Memory freed before the block is given back to the system first, so
-    that a block which fills it again is counted; what is freed inside may go on to count.
+    that a block which fills it again is counted; what is freed inside may go on to count. Blocks
+    may lie within one another, in one thread.
 
     Args:
         device: whose memory; the accelerator where there is one, else the CPU.
@@ -66,20 +68,23 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
 
     def __init__(self, device: torch.device | str | None = None) -> None:
         self.peak = MemoryPeak(_chosen(device))
-        self._finish: Callable[[], int] = lambda: 0
+        self._gauge = _Gauge(lambda: 0)
 
     def __enter__(self) -> MemoryPeak:
         peak = self.peak
+        for outer in _open:
+            outer._take()  # the mark that it reads is about to be reset
         if peak.device.type != "cpu":
-            self._finish = _watch_accelerator(peak)
-            return peak
-        _trim_host()  # else the block may fill memory that was freed before and is still held
-        if _can_reset_high_water():
-            peak.method = "the kernel's high-water mark"
-            peak.before_bytes = resident_bytes()
-            self._finish = lambda: _status_bytes("VmHWM")
+            self._gauge = _accelerator_gauge(peak)
         else:
-            self._finish = _watch_by_samples(peak)
+            _trim_host()  # else the block may fill memory that was freed before and is still held
+            if reset_high_water():
+                peak.method = "the kernel's high-water mark"
+                peak.before_bytes = resident_bytes()
+                self._gauge = _Gauge(lambda: status_bytes("VmHWM"))
+            else:
+                self._gauge = _sampling_gauge(peak, resident_bytes)
+        _open.append(self)
         return peak
 
     def __exit__(
@@ -88,7 +93,16 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.peak.peak_bytes = max(self._finish(), self.peak.before_bytes)
+        _open.remove(self)
+        self._gauge.stop()
+        self._take()
+
+    def _take(self) -> None:
+        peak = self.peak
+        peak.peak_bytes = max(peak.peak_bytes, peak.before_bytes, self._gauge.read())
+
+
+_open: list[peak_memory] = []  # blocks that have begun, the outermost first
 
 
 def free_memory(*objects: Any, device: torch.device | str | None = None) -> int:
@@ -127,7 +141,7 @@ def free_memory(*objects: Any, device: torch.device | str | None = None) -> int:
 def resident_bytes() -> int:
     """Return the memory of this process that is in RAM now."""
     if _STATUS.exists():
-        return _status_bytes("VmRSS")
+        return status_bytes("VmRSS")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the peak: nothing newer is told
@@ -169,13 +183,23 @@ def _used_bytes(device: torch.device) -> int:
     if device.type == "cpu":
         return resident_bytes()
     module: Any = torch.get_device_module(device)
-    for name in ("memory_reserved", "driver_allocated_memory", "memory_allocated"):
+    for name in ("memory_reserved", "memory_allocated"):
         if hasattr(module, name):
-            return int(getattr(module, name)())
+            return int(getattr(module, name)(device))
+    if hasattr(module, "driver_allocated_memory"):  # of MPS, which is one device
+        return int(module.driver_allocated_memory())
     return 0
 
 
-def _watch_accelerator(peak: MemoryPeak) -> Callable[[], int]:
+@dataclass(frozen=True)
+class _Gauge:
+    """Reads the peak so far; ``stop`` ends what reading needs."""
+
+    read: Callable[[], int]
+    stop: Callable[[], None] = lambda: None
+
+
+def _accelerator_gauge(peak: MemoryPeak) -> _Gauge:
     module: Any = torch.get_device_module(peak.device)
     torch.accelerator.synchronize(peak.device)
     if hasattr(module, "reset_peak_memory_stats"):
@@ -183,20 +207,16 @@ def _watch_accelerator(peak: MemoryPeak) -> Callable[[], int]:
         module.reset_peak_memory_stats(peak.device)
         peak.before_bytes = int(module.memory_allocated(peak.device))
 
-        def finish() -> int:
+        def read_peak() -> int:
             torch.accelerator.synchronize(peak.device)
             return int(module.max_memory_allocated(peak.device))
 
-        return finish
+        return _Gauge(read_peak)
     # a backend without a peak of its own (MPS) tells what is allocated now
-    return _sample(peak, lambda: int(module.current_allocated_memory()))
+    return _sampling_gauge(peak, lambda: int(module.current_allocated_memory()))
 
 
-def _watch_by_samples(peak: MemoryPeak) -> Callable[[], int]:
-    return _sample(peak, resident_bytes)
-
-
-def _sample(peak: MemoryPeak, read: Callable[[], int]) -> Callable[[], int]:
+def _sampling_gauge(peak: MemoryPeak, read: Callable[[], int]) -> _Gauge:
     peak.method = f"samples every {_SAMPLE_SECONDS * 1000:.0f} ms"
     largest = peak.before_bytes = read()
     over = threading.Event()
@@ -209,25 +229,28 @@ def _sample(peak: MemoryPeak, read: Callable[[], int]) -> Callable[[], int]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
 
-    def finish() -> int:
+    def stop() -> None:
         over.set()
         thread.join()
-        return max(largest, read())
 
-    return finish
+    return _Gauge(lambda: max(largest, read()), stop)
 
 
-def _can_reset_high_water() -> bool:
+def reset_high_water() -> bool:
     """Reset the kernel's high-water mark; False where the kernel does not let this process."""
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
         return False
     # some sandboxes take the write and change nothing
-    return _status_bytes("VmHWM") <= resident_bytes() + 2**20
+    return status_bytes("VmHWM") <= resident_bytes() + 2**20
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """Return a size that the kernel tells of this process ("VmRSS", "VmHWM"); 0 where it does not.
+
+    See proc(5).
+    """
     for line in _STATUS.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -19,6 +19,10 @@ _ABOUT_DEVICES = re.compile(
     r"same device|expected device|different devices|indices should be either on"
     r"|Input type \(.*\) and weight type|found input tensor at"
 )
+# a convolution says so of dtypes too: "torch.cuda.DoubleTensor", "torch.FloatTensor"
+_INPUT_AND_WEIGHT = re.compile(
+    r"Input type \((?:torch\.)?(\w+\.)?[\w:]+\) and weight type \((?:torch\.)?(\w+\.)?[\w:]+\)"
+)
 _MOST_NAMES = 3
 _ATTRIBUTE = " (a plain attribute)"
 
@@ -143,6 +147,9 @@ def explain_device_error(error: Exception, **things: Any) -> DeviceError | None:
     if isinstance(error, HotloopError) or not isinstance(error, (RuntimeError, ValueError)):
         return None
     if not _ABOUT_DEVICES.search(str(error)):
+        return None
+    types = _INPUT_AND_WEIGHT.search(str(error))
+    if types is not None and types[1] == types[2]:
         return None
     tensors = [pair for name, thing in things.items() for pair in _tensors_of(thing, name)]
     on_device: dict[str, list[str]] = {}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from hotloop import to_device
+from hotloop import datasets, to_device
 from hotloop.errors import DataError
 
 
@@ -57,3 +59,50 @@ def test_what_has_no_whole():
         to_device(Stream(), "cpu")
     with pytest.raises(DataError, match="the samples of Ragged cannot be stacked"):
         to_device(Ragged(), "cpu")
+
+
+def test_data_sets_within_other_things_move_too():
+    data = TensorDataset(torch.ones(3, 2), torch.arange(3))
+    moved = to_device({"train": data, "val": [Images()], "epochs": 3}, "meta")
+    assert moved["train"].tensors[0].device.type == "meta"
+    assert moved["val"][0][0]["image"].device.type == "meta"
+    assert moved["epochs"] == 3
+    splits = to_device(datasets.digits(image_size=8), "meta")
+    assert type(splits) is type(datasets.digits(image_size=8))
+    assert splits.train[0][0].device.type == "meta"
+    with pytest.raises(DataError, match="a DataLoader cannot be moved"):
+        to_device({"train": DataLoader(data)}, "meta")
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: int
+
+
+@pytest.mark.parametrize("make", [lambda x, y: (x, y), lambda x, y: [x, y], Pair])
+def test_samples_keep_their_containers(make):
+    class Pairs(Images):
+        def __getitem__(self, index):
+            return {"pair": make(torch.ones(2) * index, index), "boxes": (index, (index, 1.5))}
+
+    moved = to_device(Pairs(), "cpu")
+    assert [sample["pair"][1].item() for sample in moved] == [0, 1, 2, 3, 4, 5]
+    sample = moved[3]
+    assert type(sample["pair"]) is type(make(1, 2))
+    assert sample["pair"][0].tolist() == [3.0, 3.0]
+    assert sample["boxes"] == (3, (3, 1.5))
+
+
+def test_text_cannot_lie_on_a_device():
+    class Named(Images):
+        def __getitem__(self, index):
+            return {"image": torch.ones(2), "name": "cat"}
+
+    class Empty(Images):
+        def __len__(self):
+            return 0
+
+    with pytest.raises(DataError, match=r"the samples of Named hold a str \('cat'\)"):
+        to_device(Named(), "cpu")
+    with pytest.raises(DataError, match="Empty has no samples to move"):
+        to_device(Empty(), "cpu")

@@ -36,8 +36,9 @@ def test_processes_on_the_cpu():
     assert plan.starts_processes
     assert plan.devices == (torch.device("cpu"),) * 2
     assert not plan_devices("all", cpu=True).starts_processes
-    with pytest.raises(SettingsError, match="pass the number of processes instead"):
-        plan_devices([0, 1], cpu=True)
+    for numbers in ([0, 1], (0, 1)):
+        with pytest.raises(SettingsError, match="pass the number of processes instead"):
+            plan_devices(numbers, cpu=True)
 
 
 @needs_no_accelerator

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from hotloop.hardware import DeviceInfo
 
+_MOST_RATES = 5  # that ``measure_rates`` measures of a device
+
 
 def devices(
     cpu: Annotated[
@@ -67,7 +69,7 @@ def devices(
 
 
 def _find(measure: bool, console: Console) -> list[DeviceInfo]:
-    """Return all devices; a spinner on ``console`` says what is measured meanwhile."""
+    """Return all devices; a bar on ``console`` says what is measured meanwhile."""
     from hotloop.hardware import devices as list_devices
     from hotloop.hardware import measure_rates
 
@@ -75,18 +77,22 @@ def _find(measure: bool, console: Console) -> list[DeviceInfo]:
     if not measure:
         return found
     import torch
+    from rich.progress import Progress
 
-    with console.status("measuring") as status:
-        return [
-            dataclasses.replace(
-                info,
-                rates=measure_rates(
-                    torch.device(info.device),
-                    lambda text, name=info.device: status.update(f"{name}: {text}"),  # type: ignore[misc]
-                ),
-            )
-            for info in found
-        ]
+    measured = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("measuring", total=_MOST_RATES * len(found))
+        for number, info in enumerate(found):
+            done = _MOST_RATES * number
+
+            def say(text: str, name: str = info.device) -> None:
+                nonlocal done
+                progress.update(task, completed=done, description=f"{name}: {text}")
+                done += 1
+
+            rates = measure_rates(torch.device(info.device), say)
+            measured.append(dataclasses.replace(info, rates=rates))
+    return measured
 
 
 def _print_devices(console: Console, found: list[DeviceInfo]) -> None:

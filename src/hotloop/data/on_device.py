@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,29 +25,53 @@ class DatasetOnDevice(Dataset[Any]):
         device: where to.
 
     Raises:
-        DataError: the samples do not stack to tensors.
+        DataError: the samples do not stack to tensors, or there are none.
     """
 
     def __init__(self, dataset: Any, device: torch.device | str) -> None:
+        name = type(dataset).__name__
+        samples = [dataset[index] for index in range(len(dataset))]
+        if not samples:
+            raise DataError(f"{name} has no samples to move: give it at least one.")
         try:
-            columns = default_collate([dataset[index] for index in range(len(dataset))])
+            columns = default_collate(samples)
         except (RuntimeError, TypeError) as error:
             raise DataError(
-                f"the samples of {type(dataset).__name__} cannot be stacked to whole tensors "
+                f"the samples of {name} cannot be stacked to whole tensors "
                 f"({str(error).splitlines()[0]}): give all samples one shape, and numbers or "
                 f"tensors only, or move each batch in the loop."
             ) from error
-        self.columns = move_nested(columns, device)
-        self._num_samples = len(dataset)
+        self.columns = move_nested(_like_sample(columns, samples[0], name), device)
+        self._num_samples = len(samples)
 
     def __len__(self) -> int:
         return self._num_samples
 
     def __getitem__(self, index: int) -> Any:
         """Return a sample, on the device."""
-        return map_leaves(
-            self.columns, lambda leaf: leaf[index] if hasattr(leaf, "__getitem__") else leaf
+        return map_leaves(self.columns, lambda column: column[index])
+
+
+def _like_sample(columns: Any, sample: Any, name: str) -> Any:
+    """Return the columns in the containers of a sample; collating makes lists of tuples.
+
+    Raises:
+        DataError: there is text among them.
+    """
+    if isinstance(columns, torch.Tensor):
+        return columns
+    if isinstance(columns, Mapping):
+        found = {key: _like_sample(columns[key], value, name) for key, value in sample.items()}
+        return found if type(sample) is dict else type(columns)(found)  # type: ignore[call-arg]
+    if not isinstance(sample, (tuple, list)):
+        raise DataError(
+            f"the samples of {name} hold a {type(sample).__name__} ({str(sample)[:40]!r}), which "
+            f"cannot lie on a device: give numbers or tensors only, or move each batch in the loop."
         )
+    parts = [_like_sample(*pair, name) for pair in zip(columns, sample, strict=True)]
+    if hasattr(sample, "_fields"):
+        return type(sample)(*parts)
+    return tuple(parts) if isinstance(sample, tuple) else parts
 
 
 def to_device(thing: Any, device: torch.device | str, non_blocking: bool = False) -> Any:
@@ -57,7 +82,7 @@ def to_device(thing: Any, device: torch.device | str, non_blocking: bool = False
             objects with a ``.to(device)`` method (packed sequences, Hugging Face encodings, graph
             batches, modules: these are moved in place, as their ``.to`` does); numeric numpy
             arrays become tensors there. A ``TensorDataset`` becomes one on the device; any other
-            data set with ``__getitem__`` and ``__len__`` is read once, whole.
+            ``torch.utils.data.Dataset`` with ``__getitem__`` and ``__len__`` is read once, whole.
         device: where to.
         non_blocking: let copies from pinned memory run behind the host.
 
@@ -71,7 +96,9 @@ def to_device(thing: Any, device: torch.device | str, non_blocking: bool = False
         SettingsError: this machine has no such device.
     """
     try:
-        return _move(thing, device, non_blocking)
+        if isinstance(thing, Dataset):  # at once, for it may be a dataclass or a list too
+            return _move(thing, device, non_blocking)
+        return map_leaves(thing, lambda leaf: _move(leaf, device, non_blocking))
     except (RuntimeError, AssertionError):  # torch's, for a device that is not there
         check_device(device)  # only now: each batch of a loop comes by here
         raise

@@ -53,8 +53,8 @@ def plan_devices(devices: Any, cpu: bool = False) -> DevicePlan:
     available = _available(cpu)
     if is_initialized() or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return _join(devices, available)
-    if isinstance(devices, list):
-        chosen = _choose_numbers(devices, available)
+    if isinstance(devices, (list, tuple)):
+        chosen = _choose_numbers(list(devices), available)
     elif devices == "all":
         chosen = available
     elif cpu:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,10 +58,9 @@ def devices(measure: bool = False) -> list[DeviceInfo]:
 
 def describe_device(device: torch.device, measure: bool = False) -> DeviceInfo:
     """Return what is known of one device; ``measure`` as for ``devices``."""
-    rates = measure_rates(device) if measure else None
-    if device.type == "cpu":
-        return _cpu_info(rates)
-    return _accelerator_info(device, rates)
+    info = _cpu_info() if device.type == "cpu" else _accelerator_info(device)
+    # afterwards: what measuring takes stays with torch, and is not free for a while
+    return replace(info, rates=measure_rates(device)) if measure else info
 
 
 def num_usable_cores() -> int:
@@ -71,7 +70,7 @@ def num_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _accelerator_info(device: torch.device, rates: DeviceRates | None) -> DeviceInfo:
+def _accelerator_info(device: torch.device) -> DeviceInfo:
     module: Any = torch.get_device_module(device)
     cores = None
     free_bytes, memory_bytes = memory_of(device)
@@ -93,11 +92,10 @@ def _accelerator_info(device: torch.device, rates: DeviceRates | None) -> Device
         capability=", ".join(words),
         cores=cores,
         versions=backend_versions(device),
-        rates=rates,
     )
 
 
-def _cpu_info(rates: DeviceRates | None) -> DeviceInfo:
+def _cpu_info() -> DeviceInfo:
     free_bytes, memory_bytes = memory_of(torch.device("cpu"))
     cores, threads = num_usable_cores(), torch.get_num_threads()
     capability = f"{cores} cores, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
@@ -110,5 +108,4 @@ def _cpu_info(rates: DeviceRates | None) -> DeviceInfo:
         cores=cores,
         threads=threads,
         versions=backend_versions(torch.device("cpu")),
-        rates=rates,
     )

@@ -28,14 +28,15 @@ def software_versions() -> dict[str, str]:
 def backend_versions(device: torch.device) -> dict[str, str]:
     """Return the versions of the libraries that compute on ``device``, by name.
 
-    CUDA, cuDNN and NCCL, or ROCm and MIOpen, with the driver; macOS for MPS; MKL and oneDNN for
-    the CPU. What cannot be told is left out.
+    CUDA, cuDNN and NCCL, or ROCm, MIOpen and RCCL, with the driver; macOS for MPS; MKL and oneDNN
+    for the CPU. What cannot be told is left out.
     """
     versions: dict[str, str | None] = {}
     if device.type == "cuda":
         is_rocm = torch.version.hip is not None
         versions["ROCm" if is_rocm else "CUDA"] = torch.version.hip or torch.version.cuda
         versions["MIOpen" if is_rocm else "cuDNN"] = _cudnn_version(is_rocm)
+        versions["RCCL" if is_rocm else "NCCL"] = _nccl_version()
     elif device.type == "mps":
         versions["macOS"] = platform.mac_ver()[0]
     elif device.type == "cpu":
@@ -79,6 +80,14 @@ def _cudnn_version(is_rocm: bool) -> str | None:
         return None if number is None else str(number)
     major, rest = divmod(number, 10_000 if number >= 90_000 else 1_000)
     return f"{major}.{rest // 100}.{rest % 100}"
+
+
+def _nccl_version() -> str | None:
+    """Return the version of what several accelerators exchange gradients through."""
+    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+        return None
+    nccl: Any = torch.cuda.nccl
+    return ".".join(map(str, nccl.version()))
 
 
 def _search(pattern: str, text: str) -> str | None:

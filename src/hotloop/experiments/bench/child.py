@@ -34,7 +34,6 @@ CAN_FORK = platform.system() == "Linux"
 def run_spec(spec: Spec, write: Any) -> None:
     """Run one job and write its events; what it raises is written as ``failed``."""
     try:
-        _choose(torch.device(spec.device))
         if spec.experiment == "rates":
             write({"result": _measure_device(spec, write)})
             return
@@ -58,19 +57,8 @@ def _measure_device(spec: Spec, write: Any) -> dict[str, Any]:
         write({"done": num_told, "of": 5, "text": text})
         num_told += 1
 
-    rates = measure_rates(device, say, spec.sizes.rate_seconds)
-    return {**asdict(describe_device(device)), "rates": asdict(rates)}
-
-
-def _choose(device: torch.device) -> None:
-    """Make ``device`` the one that ``KerasModel.fit`` takes by itself."""
-    if device.type == "cpu" or device.index is None:
-        return
-    accelerator: Any = torch.accelerator
-    if hasattr(accelerator, "set_device_index"):
-        accelerator.set_device_index(device.index)
-    else:
-        accelerator.set_device_idx(device.index)  # its name in torch 2.6
+    info = asdict(describe_device(device))  # before: measuring holds on to memory
+    return {**info, "rates": asdict(measure_rates(device, say, spec.sizes.rate_seconds))}
 
 
 def _import_dynamo() -> float:

@@ -48,9 +48,9 @@ def bench(
     """CPU against GPU: the same three experiments on every device, timed honestly.
 
     A matrix product (10,000 x 200 times 200 x 10,000), a linear regression on a million rows, and
-    the image classifier, each as a textbook times or writes it, through KerasModel, and at the
-    floor of its arithmetic. Writes report.html, bench.png, bench.csv and bench.json; after Ctrl-C
-    of what was measured until then.
+    the image classifier, each as a textbook times or writes it, the two trainings also through
+    KerasModel, and at the floor of its arithmetic. Writes report.html, bench.png, bench.csv and
+    bench.json; after Ctrl-C of what was measured until then.
 
     Examples:
       hotloop bench all --quick

@@ -18,6 +18,8 @@ from hotloop.experiments.bench.peak_memory import PeakMemory
 from hotloop.experiments.bench.plan import Spec
 from hotloop.experiments.bench.startup import start_device
 from hotloop.experiments.image_classifier import load_data, make_net
+from hotloop.fitting.host_memory import HostMemory
+from hotloop.fitting.speedups import to_channels_last
 from hotloop.hardware.info import num_usable_cores
 from hotloop.inspection.flops import make_flop_counter
 from hotloop.model import KerasModel
@@ -168,12 +170,16 @@ def _floor(job: _Job, count_epoch: Callable[[int], None]) -> tuple[list[float], 
     net = job.net.to(job.device).to(**channels_last)
     loss_fn = nn.CrossEntropyLoss()
     optimizer = job.make_optimizer(fused=has_fused_adam(job.device))
+    host_memory = HostMemory()
+    if job.device.type == "cpu":
+        host_memory.apply()
     accuracy = 0.0
     for _ in range(job.epochs):
         net.train()
         order = torch.randperm(len(inputs)).to(job.device)
         for rows in torch.split(order, BATCH_SIZE):
-            loss_fn(net(inputs[rows]), labels[rows]).backward()
+            some, classes = to_channels_last((inputs[rows], labels[rows]))
+            loss_fn(net(some), classes).backward()
             optimizer.step()
             optimizer.zero_grad()
         net.eval()
@@ -184,11 +190,12 @@ def _floor(job: _Job, count_epoch: Callable[[int], None]) -> tuple[list[float], 
                 torch.split(val_labels, BATCH_SIZE),
                 strict=True,
             ):
-                preds = net(some)
+                preds = net(to_channels_last((some,))[0])
                 loss_fn(preds, classes)
                 hits += (preds.argmax(1) == classes).sum()
         accuracy = hits.item() / job.num_val  # sync: once an epoch
         clock.tick(job.device)
+    host_memory.undo()
     return clock.seconds, accuracy
 
 

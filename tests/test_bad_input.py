@@ -364,14 +364,14 @@ def test_command_line_says_one_sentence_and_exits_with_1():
         "http_proxy": "http://127.0.0.1:9",
         "no_proxy": "",
     }
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 1
-    assert done.stderr.startswith("hotloop: ")
+    assert "hotloop: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_command_line_wrong_argument_exits_with_2():
     command = [sys.executable, "-m", "hotloop", "train", "--epochs", "many"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "--epochs" in done.stderr

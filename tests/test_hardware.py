@@ -105,6 +105,7 @@ def test_a_product_is_counted_in_operations_and_a_copy_in_bytes_both_ways(monkey
             return self.now
 
     monkeypatch.setattr("hotloop.hardware.timing.time", Clock())
+    monkeypatch.setattr("hotloop.hardware.rates.memory_of", lambda device: (2**36, 2**36))
     assert measure_matmul(CPU, budget_seconds=0.0) == 2 * 256**3
     assert measure_copy(CPU, budget_seconds=0.0) == 2 * 2**28
 

@@ -77,7 +77,7 @@ class peak_memory:  # noqa: N801 - used like a function, in "with"
         if peak.device.type != "cpu":
             self._gauge = _accelerator_gauge(peak)
         else:
-            _trim_host()  # else the block may fill memory that was freed before and is still held
+            trim_host()  # else the block may fill memory that was freed before and is still held
             if reset_high_water():
                 peak.method = "the kernel's high-water mark"
                 peak.before_bytes = resident_bytes()
@@ -134,7 +134,7 @@ def free_memory(*objects: Any, device: torch.device | str | None = None) -> int:
         module: Any = torch.get_device_module(torch.accelerator.current_accelerator())
         if hasattr(module, "empty_cache"):
             module.empty_cache()
-    _trim_host()
+    trim_host()
     return max(before - _used_bytes(counted), 0)
 
 
@@ -257,7 +257,7 @@ def status_bytes(name: str) -> int:
     return 0
 
 
-def _trim_host() -> None:
+def trim_host() -> None:
     """Let the C library give freed memory back to the system, where it is one that can."""
     if sys.platform != "linux":
         return

@@ -89,7 +89,7 @@ def test_a_log_file_has_whole_lines_and_few(tmp_path):
     log = tmp_path / "train.log"
     with log.open("wb") as file:
         script = SCRIPT.format(seconds=0.001, plot=True)
-        subprocess.run([sys.executable, "-c", script], stdout=file, check=True, timeout=120)
+        subprocess.run([sys.executable, "-c", script], stdout=file, check=True, timeout=300)
     text = log.read_text()
     assert "\r" not in text
     assert "\x1b" not in text
@@ -102,7 +102,7 @@ def test_a_notebook_has_one_display_with_plot_and_table(tmp_path):
     notebook = nbformat.v4.new_notebook()
     script = SCRIPT.format(seconds=0.005, plot=True).replace("values = model.evaluate(batches)", "")
     notebook.cells = [nbformat.v4.new_code_cell(script), nbformat.v4.new_code_cell("history")]
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [o for o in notebook.cells[0].outputs if o.output_type != "stream"]
     assert len(outputs) == 1
     page = outputs[0].data["text/html"]

@@ -18,8 +18,15 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hotloop.__file__).parents[1])
 
 
 def children_of(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children]
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return found
 
 
 def read_until(process, text):
@@ -63,7 +70,7 @@ def told(tmp_path_factory):
         children = children_of(process.pid)
     finally:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     return {case: "".join(lines) for case, lines in said.items()}, children
 
 

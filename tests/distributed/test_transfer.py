@@ -49,7 +49,7 @@ def test_a_traceback_leads_to_the_line_of_a_script_and_of_a_notebooks_cell(tmp_p
         env=os.environ | {"PYTHONPATH": str(Path(hotloop.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     for name, place in ((cell, "cell"), (str(script), "script")):

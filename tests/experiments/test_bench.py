@@ -28,7 +28,7 @@ from hotloop.experiments.bench.plan import EXPERIMENTS, Sizes, Spec, choose_size
 from hotloop.experiments.bench.report import make_report
 from hotloop.experiments.bench.run import run_bench
 from hotloop.experiments.bench.table import print_outcome
-from hotloop.experiments.units import seconds
+from hotloop.experiments.units import rate, seconds
 
 
 def ignore(*_):
@@ -127,7 +127,7 @@ def test_lessons_say_the_measured_numbers_and_only_of_devices_that_took_part(out
     assert "cpu (" in text
     assert "cuda" not in text
     floor = outcome.find("linear-regression", "cpu", "floor")
-    assert f"{floor.bytes_per_second / 1e9:.2g}"[:3] in text
+    assert rate(floor.bytes_per_second, "B/s") in text
     both = with_second_device(outcome, 50.0)
     text = " ".join(p for name in both.measured for p in lessons(both, name))
     assert "50.0 times less" in text

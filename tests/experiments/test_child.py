@@ -33,7 +33,7 @@ def test_no_device_is_touched_before_the_fork_and_it_ends_when_its_input_ends():
         env={**os.environ, "PYTHONPATH": SOURCE},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     event = json.loads(done.stdout)

@@ -33,9 +33,10 @@ def browse(report: Path, folder: Path, *options: str) -> str:
     assert BROWSER, "no Chromium here, and CI needs it: see scripts/install-chromium.sh"
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        "--disable-dev-shm-usage",  # a container's is small
         f"--user-data-dir={folder / 'profile'}", *options, report.as_uri(),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

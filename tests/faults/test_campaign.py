@@ -21,7 +21,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
         },
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

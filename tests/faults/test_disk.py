@@ -82,7 +82,7 @@ def in_namespace(case: str, folder: Path) -> list[dict]:
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -318,7 +318,7 @@ def test_a_script_that_a_signal_stops_exits_as_resumable(tmp_path: Path, name: s
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 75, done.stderr
-    assert done.stderr == ""
+    assert "Traceback" not in done.stderr
     assert "the run is saved in 'checkpoint.run'" in done.stdout
     assert RunFolder(tmp_path / "checkpoint.run").latest(pytest.fail).step == 1
 

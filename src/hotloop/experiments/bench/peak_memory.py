@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hotloop.hardware import synchronize
-from hotloop.memory import reset_high_water, resident_bytes, status_bytes
+from hotloop.memory import reset_high_water, resident_bytes, status_bytes, trim_host
 
 
 class PeakMemory:
@@ -27,6 +27,7 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         gc.collect()
         if self.device.type == "cpu":
+            trim_host()  # else the work may fill memory that was freed before and is still held
             self._before = resident_bytes() if reset_high_water() else None
             return self
         module: Any = torch.get_device_module(self.device)

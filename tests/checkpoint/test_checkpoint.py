@@ -6,12 +6,15 @@ import pickle
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from builders import make_mlp
 from torch import nn
 
 from hotloop import load_weights, save_weights
 from hotloop.checkpoint import check_writable, read_weights, write_atomically
+from hotloop.checkpoint.checksums import checksum_of
+from hotloop.checkpoint.weights import read_checked
 from hotloop.errors import CheckpointError
 
 
@@ -88,6 +91,57 @@ def test_bad_files_are_refused_and_never_executed(name, kind):
         load_weights(net, name)
     assert not Path("executed").exists()
     assert torch.equal(before, net[0].weight)
+
+
+def offset_of_weight(net: nn.Module, path: Path) -> int:
+    return path.read_bytes().index(net[0].weight.detach().numpy().tobytes()) + 5
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_flipped_bit_in_a_tensor_is_noticed(name):
+    net, other, path = make_mlp(), make_mlp(), Path(name)
+    save_weights(net, path)
+    flip(path, offset_of_weight(net, path))
+    before = [p.clone() for p in other.parameters()]
+    with pytest.raises(CheckpointError, match=rf"{name}' cannot be read .*checksum"):
+        load_weights(other, path)
+    assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["no sums", "old", "safetensors of others"])
+def test_files_without_checksums_are_read(form):
+    net, other = make_mlp(), make_mlp()
+    path = Path("w.safetensors" if "safetensors" in form else "w.pt")
+    if form == "no sums":
+        torch.serialization.set_crc32_options(False)
+        try:
+            save_weights(net, path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+    elif form == "old":
+        torch.save(net.state_dict(), path, _use_new_zipfile_serialization=False)
+    else:
+        safetensors.torch.save_file(net.state_dict(), path)
+    load_weights(other, path)
+    assert torch.equal(net[0].weight, other[0].weight)
+    assert not read_checked(path)[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.bool, torch.complex64, torch.int64])
+def test_checksums_of_all_kinds_of_tensors(dtype):
+    state = {"full": torch.ones(3, 2).to(dtype).t(), "scalar": torch.ones(()).to(dtype),
+             "empty": torch.empty(0, 3, dtype=dtype)}  # fmt: skip
+    save_weights(state, "w.safetensors")
+    found, has_sums = read_checked("w.safetensors")
+    assert has_sums
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert checksum_of(state) != checksum_of({**state, "scalar": torch.zeros(()).to(dtype)})
 
 
 class Wrapping(nn.Module):

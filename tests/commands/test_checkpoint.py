@@ -74,6 +74,22 @@ def test_verify_finds_damage(run: Path, hotloop):
     assert "checksum" in done.stdout
 
 
+def test_verify_finds_damage_in_a_file_of_weights(run: Path, hotloop):
+    weights = run.with_name("best.pt")
+    assert hotloop("checkpoint", "verify", str(weights)).stdout == f"whole: {weights}\n"
+    content = bytearray(weights.read_bytes())
+    middle = content.index(torch.load(weights)["0.weight"].numpy().tobytes())
+    content[middle] ^= 1
+    weights.write_bytes(content)
+    done = hotloop("checkpoint", "verify", str(weights))
+    assert done.returncode == 1
+    assert "damaged: " in done.stdout
+    torch.save(make_mlp().state_dict(), weights, _use_new_zipfile_serialization=False)
+    done = hotloop("checkpoint", "verify", str(weights))
+    assert done.returncode == 0
+    assert done.stdout == f"readable, without checksums: {weights}\n"
+
+
 @pytest.mark.parametrize("name", ["nothing.run", "empty"])
 def test_what_is_no_run_is_told_in_one_sentence(tmp_path: Path, name: str, hotloop):
     (tmp_path / "empty").mkdir()

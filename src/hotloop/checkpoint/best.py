@@ -80,10 +80,13 @@ class BestWeights:
         """Load the best weights back; False when this run has none.
 
         Weights that were held in memory are written now, where that works again.
+
+        Raises:
+            CheckpointError: the file is damaged or lost; the net is unchanged.
         """
         if self.held is None or self._net is None:
             if self.saved:
-                self._load(self.path)
+                self._load_file()
             return self.saved
         self._net.load_state_dict(self.held)
         try:
@@ -94,3 +97,20 @@ class BestWeights:
         else:
             self.hold(None)
         return True
+
+    def restore_after(self, error: BaseException) -> None:
+        """Load the best weights back after an error, which gets a note where that cannot be."""
+        try:
+            self.restore()
+        except CheckpointError as failed:
+            error.add_note(str(failed))
+
+    def _load_file(self) -> None:
+        try:
+            self._load(self.path)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the best weights cannot be loaded back, and the net keeps those of its last step "
+                f"({str(error).rstrip('.')}): the same fit again puts them back where it has "
+                f"resume=True, whose folder holds a copy; else save_ckpt saves what the net has."
+            ) from error

@@ -10,6 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.checkpoint.checksums import (
+    METADATA_NAME,
+    check_safetensors,
+    check_zip,
+    checksum_of,
+)
 from hotloop.checkpoint.files import write_atomically
 from hotloop.errors import CheckpointError
 
@@ -62,10 +68,20 @@ def save_weights(net_or_state: nn.Module | Mapping[str, Any], path: str | os.Pat
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read weights to the CPU, as they are named in the file.
 
-    Nothing but tensors and plain values is ever unpickled.
+    Nothing but tensors and plain values is ever unpickled, and nothing is returned whose checksum
+    does not fit.
 
     Raises:
-        CheckpointError: there is no such file, or it holds no weights.
+        CheckpointError: there is no such file, it is damaged, or it holds no weights.
+    """
+    return read_checked(path)[0]
+
+
+def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool]:
+    """Read weights as ``read_weights`` does; tell also whether the file has checksums.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it holds no weights.
     """
     target = Path(path)
     if not target.is_file():
@@ -78,7 +94,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             state: Any = load_file(target)
+            has_sums = check_safetensors(target, state)
         else:
+            has_sums = check_zip(target)
             state = torch.load(target, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
@@ -90,7 +108,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint '{target}' holds a {type(state).__name__}, not a state dict: "
             f"save net.state_dict() or use save_ckpt."
         )
-    return dict(state)
+    return dict(state), has_sums
 
 
 def load_weights(net: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -139,9 +157,8 @@ def _to_safetensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> b
             f"pass a ckpt_path that does not end in .safetensors."
         )
     # clone: safetensors refuses tensors that share memory (tied weights), a copy of each is right
-    return bytes(
-        save({name: value.detach().cpu().contiguous().clone() for name, value in state.items()})
-    )
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    return bytes(save(tensors, {METADATA_NAME: checksum_of(tensors)}))
 
 
 def _match_names(

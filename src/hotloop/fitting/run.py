@@ -157,8 +157,8 @@ class FitRun:
                 self._train(epochs, callbacks)
             if self.parallel is not None:
                 self.parallel.finish()
-        except NonFiniteError:
-            self.best.restore()
+        except NonFiniteError as error:
+            self.best.restore_after(error)
             raise
         finally:
             self.model.skipped_steps = self.skipped.steps

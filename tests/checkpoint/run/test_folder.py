@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -93,6 +94,22 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_used(folder: RunFolder,
     assert folder.latest(said.append).step == 10
     target.write_bytes(whole)
     assert folder.latest(pytest.fail).step == 20
+
+
+def test_damaged_best_weights_are_told_and_the_checkpoint_before_used(folder: RunFolder):
+    target = folder.path / "best-000000000015.weights"
+    weights = io.BytesIO()
+    torch.save({"weight": torch.ones(50)}, weights)
+    name = folder.keep_best(weights, 15)
+    data, tensors = encode({"epoch": 3})
+    folder.write(20, {**data, "best": name}, tensors)
+    assert folder.latest(pytest.fail).best == target
+    for how, content in damaged_versions(target.read_bytes()):
+        target.write_bytes(content)
+        said: list[str] = []
+        assert folder.latest(said.append).step == 10, how
+        assert len(said) == 1, how
+        assert "'best-000000000015.weights'" in said[0], how
 
 
 def test_when_all_are_damaged_nothing_is_begun_anew(folder: RunFolder):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hotloop import KerasModel
 from hotloop.checkpoint.run import RunFolder
 from hotloop.checkpoint.run.tree import encode
-from hotloop.errors import CheckpointError, RunInUseError, SettingsError
+from hotloop.errors import CheckpointError, NonFiniteError, RunInUseError, SettingsError
 
 TESTS = Path(__file__).parents[2]
 
@@ -91,6 +91,61 @@ def test_the_best_weights_come_back_though_their_file_was_lost(small):
     assert Path("checkpoint").read_bytes() == best
 
 
+class Damages:
+    """Flips a bit of the best weights' file after each epoch; in the last one spoils the net."""
+
+    def __init__(self, spoils_at: int = 0) -> None:
+        self.spoils_at = spoils_at
+
+    def on_train_epoch_end(self, model):
+        if len(model.history["epoch"]) == self.spoils_at:
+            with torch.no_grad():
+                model.net[0].weight.fill_(float("nan"))
+
+    def on_validation_epoch_end(self, model):
+        flip(Path("checkpoint"), model.net[0].weight)
+
+
+def flip(path: Path, weight: torch.Tensor) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.detach().numpy().tobytes()) + 2] ^= 0x20
+    path.write_bytes(content)
+
+
+def test_damaged_best_weights_are_never_loaded(small):
+    model, loader = make_model(small)
+    whole = model.fit(loader, loader, epochs=2, ckpt_path="whole", quiet=True)
+    assert whole["val_loss"].is_monotonic_decreasing  # each epoch is the best
+    model, loader = make_model(small)
+    message = r"net keeps those of its last step .*checksum.* resume=True"
+    with pytest.raises(CheckpointError, match=message):
+        model.fit(loader, loader, epochs=2, resume=True, quiet=True, callbacks=[Damages()])
+    best = torch.load("whole")
+    assert all(torch.equal(best[name], value) for name, value in model.net.state_dict().items())
+
+
+def test_a_run_goes_on_before_damaged_best_weights(small, capsys):
+    model, loader = make_model(small)
+    whole = model.fit(loader, loader, epochs=3, ckpt_path="whole", quiet=True)
+    model, loader = make_model(small)
+    model.fit(loader, loader, epochs=3, resume=True, quiet=True)
+    newest = max(Path("checkpoint.run").glob("best-*.weights"))
+    flip(newest, model.net[0].weight)
+    flip(Path("checkpoint"), model.net[0].weight)
+    again, loader = make_model(small, seed=3)
+    history = again.fit(loader, loader, epochs=3, resume=True, plot=False)
+    assert f"'{newest.name}' does not fit; the one before it is used" in capsys.readouterr().out
+    assert history.equals(whole)
+    assert torch.equal(again.net[0].weight, torch.load("whole")["0.weight"])
+
+
+def test_an_error_is_not_hidden_by_damaged_best_weights(small):
+    model, loader = make_model(small)
+    with pytest.raises(NonFiniteError, match="NaN or infinite") as caught:
+        model.fit(loader, epochs=3, quiet=True, callbacks=[Damages(spoils_at=2)])
+    assert "the best weights cannot be loaded back" in caught.value.__notes__[0]
+
+
 def test_a_best_that_is_still_being_copied_is_not_taken_for_a_later_one(small, monkeypatch):
     copy, later = RunFolder.keep_best, threading.Event()
 
@@ -149,7 +204,7 @@ def test_a_run_of_another_net_optimizer_data_or_monitor_is_refused(small):
         other.fit(loader, loader, epochs=2, resume=True, quiet=True)
     model, _ = make_model(small)
     fewer = DataLoader(TensorDataset(*(part[:100] for part in small)), batch_size=20)
-    with pytest.raises(CheckpointError, match="epoch of 10 batches, and train_data has 5"):
+    with pytest.raises(CheckpointError, match=r"another train_data \(10 batches there and 5"):
         model.fit(fewer, loader, epochs=2, resume=True, quiet=True)
     model, loader = make_model(small)
     with pytest.raises(CheckpointError, match="monitor='val_loss'"):

@@ -15,6 +15,12 @@ from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
 from hotloop.fitting.resume.choices import Run, read_choices, write_choices
+from hotloop.fitting.resume.identity import (
+    check_data,
+    describe_data,
+    read_callbacks,
+    write_callbacks,
+)
 from hotloop.fitting.resume.kept_best import KeptBest
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
@@ -63,6 +69,11 @@ class RunKeeper:
             "transform": run.settings.batch_transform,
         }
         self._states = AllRandomStates(run.device, owners)
+        self._data = {
+            source.role: describe_data(source.batches, source.num_batches)
+            for source in (run.train_source, run.val_source)
+            if source is not None
+        }
 
     def open(self) -> None:
         """Take the folder, and bring the run in it back where there is one and it is wanted.
@@ -270,14 +281,7 @@ class RunKeeper:
         """
         run, state = self.run, checkpoint.state
         model, about = run.model, state["run"]
-        num_batches = run.train_source.num_batches
-        in_epoch = state["stage"] is not None
-        if in_epoch and about["num_batches"] != num_batches:
-            raise CheckpointError(
-                f"the run in '{self.folder.path}' stopped in the middle of an epoch of "
-                f"{about['num_batches']} batches, and train_data has {num_batches}: pass the same "
-                f"data and batch size, or another ckpt_path."
-            )
+        check_data(self._data, about["data"])
         if (about["monitor"], about["mode"]) != (run.monitor, run.stopping.mode):
             raise CheckpointError(
                 f"the run in '{self.folder.path}' has monitor='{about['monitor']}' and "
@@ -292,9 +296,7 @@ class RunKeeper:
         write_choices(run, state["choices"])
         model.skipped_samples = list(state["skipped_samples"])
         run.skipped.steps = list(state["skipped_steps"])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
-            if saved is not None and hasattr(callback, "load_state_dict"):
-                callback.load_state_dict(saved)
+        write_callbacks(self.callbacks, state["callbacks"])
         self._pending = state["stage"]
         self._num_done = state["train_place"]["num_batches"]
         random = state["random"]
@@ -319,7 +321,7 @@ class RunKeeper:
         return {
             "run": {
                 "epoch": self.epoch,
-                "num_batches": run.train_source.num_batches,
+                "data": self._data,
                 "monitor": run.monitor,
                 "mode": run.stopping.mode,
                 "torch": torch.__version__,
@@ -335,10 +337,7 @@ class RunKeeper:
             "choices": read_choices(run),
             "skipped_steps": list(run.skipped.steps),
             "skipped_samples": [*run.model.skipped_samples, *train.skipped],
-            "callbacks": [
-                callback.state_dict() if hasattr(callback, "state_dict") else None
-                for callback in self.callbacks
-            ],
+            "callbacks": read_callbacks(self.callbacks),
             "stage": None if between_epochs else read_stage(self._stage),
         }
 

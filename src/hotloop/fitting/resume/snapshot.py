@@ -9,6 +9,7 @@ from torch import nn
 
 from hotloop.checkpoint.run.tree import NotPlainError, encode
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.identity import check_identity, identity_of
 from hotloop.fitting.resume.modules import (
     check_module,
     read_gradients,
@@ -36,6 +37,7 @@ def read_training(model: Trained, scaler: Any) -> dict[str, Any]:
     The tensors are the live ones: copy them before the next step.
     """
     state: dict[str, Any] = {
+        "identity": identity_of(model),
         "net": read_module(model.net),
         "optimizer": read_optimizer(model.optimizer) if _has_state(model.optimizer) else None,
         "scheduler": model.lr_scheduler.state_dict() if _has_state(model.lr_scheduler) else None,
@@ -61,12 +63,16 @@ def write_training(model: Trained, scaler: Any, state: dict[str, Any]) -> None:
     """Put a training's state back into the objects that are there.
 
     Raises:
-        CheckpointError: it is of another net, loss or optimizer; the net is unchanged then.
+        CheckpointError: it is of another net, loss, optimizer, scheduler or extra object;
+            nothing is changed then.
     """
     check_module(model.net, state["net"], "net")
-    if isinstance(model.loss_fn, nn.Module) and "loss_fn" in state:
+    check_identity(model, state["identity"])
+    if "loss_fn" in state:
         check_module(model.loss_fn, state["loss_fn"], "loss")
-        write_module(model.loss_fn, state["loss_fn"])
+    for name, saved in state["extras"].items():
+        if isinstance(model.kwargs.get(name), nn.Module):
+            check_module(model.kwargs[name], saved, name)
     if state["optimizer"] is not None:
         write_optimizer(model.optimizer, state["optimizer"])
     scheduler: Any = model.lr_scheduler
@@ -74,12 +80,13 @@ def write_training(model: Trained, scaler: Any, state: dict[str, Any]) -> None:
         scheduler.load_state_dict(state["scheduler"])
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
+    if "loss_fn" in state:
+        write_module(model.loss_fn, state["loss_fn"])
     write_module(model.net, state["net"])
     write_gradients(model.net, state.get("gradients", {}))
     for name, saved in state["extras"].items():
         value = model.kwargs.get(name)
         if isinstance(value, nn.Module):
-            check_module(value, saved, name)
             write_module(value, saved)
         elif isinstance(value, torch.Tensor):
             value.detach().copy_(saved)

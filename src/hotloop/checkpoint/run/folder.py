@@ -85,21 +85,38 @@ class RunFolder:
         # another name than that of an older checkpoint of this step, which stays valid meanwhile
         name = self._free_name(step)
         target = self.path / name
-        write_atomically(target, lambda file: _write_tensors(tensors, file, target))
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "step": step,
-            "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "tensors": _describe(target),
-            "best": None if data.get("best") is None else _describe(self.path / data["best"]),
-            "state": data,
-        }
-        text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, allow_nan=False)
-        path = self.path / f"step-{step:012d}.json"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        try:
+            write_atomically(target, lambda file: _write_tensors(tensors, file, target))
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                "step": step,
+                "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "tensors": _describe(target),
+                "best": None if data.get("best") is None else _describe(self.path / data["best"]),
+                "state": data,
+            }
+            text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, allow_nan=False)
+            path = self.path / f"step-{step:012d}.json"
+            write_atomically(path, lambda file: file.write(text.encode()))
+        except (CheckpointError, OSError) as error:
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)  # no manifest names it
+            if isinstance(error, OSError):
+                raise CheckpointError(
+                    f"checkpoint '{target}' cannot be written ({error.strerror or error}): a file "
+                    f"of it was removed meanwhile; leave the folder alone while a run uses it."
+                ) from error
+            raise
         self._thin_out()
         return path
+
+    def has(self, name: str, whole: BinaryIO) -> bool:
+        """Tell whether a file of that name is there, as long as another, open one."""
+        try:
+            return (self.path / name).stat().st_size == os.fstat(whole.fileno()).st_size
+        except OSError:
+            return False
 
     def keep_best(self, weights: BinaryIO, step: int) -> str:
         """Keep a copy of the best weights' open file beside the checkpoints; return its name."""

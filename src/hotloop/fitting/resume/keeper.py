@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hotloop.checkpoint.files import write_atomically
-from hotloop.checkpoint.run import BackgroundWriter, Checkpoint, RunFolder, RunLock
+from hotloop.checkpoint.run import Checkpoint, RunFolder, RunLock
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
@@ -21,14 +21,13 @@ from hotloop.fitting.resume.identity import (
     read_callbacks,
     write_callbacks,
 )
-from hotloop.fitting.resume.kept_best import KeptBest
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
+from hotloop.fitting.resume.writing import RunWriter
 
 MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
-_RETRY_SECONDS = 10.0
 _NET = "state.training.net.tensors."  # before a tensor's name in the file
 
 
@@ -49,8 +48,7 @@ class RunKeeper:
         self.folder = RunFolder(run_folder_of(run.settings.ckpt_path), settings.keep_checkpoints)
         self._say = run.progress.message
         self._lock: RunLock | None = None
-        self._writer = BackgroundWriter()
-        self._best = KeptBest()
+        self._writer = RunWriter(self.folder, self._say)
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
         self._pending: Any = None  # of a stage that is to be gone on with
         self._num_done = 0  # batches of that stage
@@ -58,9 +56,7 @@ class RunKeeper:
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
-        self._saved_step: int | None = None  # of the last checkpoint that was written or read
-        self._told_failure = False
-        self._retry_at = self._next_time = float("inf")
+        self._next_time = float("inf")
         self._due = False
         owners = {
             "train": run.train_source.batches,
@@ -103,9 +99,7 @@ class RunKeeper:
 
     def close(self) -> None:
         """Wait for what is being written, and let others have the folder."""
-        self._writer.wait()
-        self._look_at_outcome()
-        self._best.close()
+        self._writer.close(self.run.best)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -117,7 +111,7 @@ class RunKeeper:
 
     def say_what_is_saved(self) -> str:
         """Return a clause on what is there to go on from."""
-        path, saved = self.folder.path, self._saved_step
+        path, saved = self.folder.path, self._writer.saved_step
         if saved == self.step:
             return f"the run is saved in '{path}'"
         if saved is None:
@@ -175,7 +169,7 @@ class RunKeeper:
             self._due = True
         if self.run.interrupt.requested:
             self.save(at_once=True)
-        elif self._due or self._next_time != float("inf") or self._retry_at != float("inf"):
+        elif self._due or self._writer.failed or self._has_time_to_save:
             self._save_if_due()
 
     def end_stage(self) -> None:
@@ -200,7 +194,7 @@ class RunKeeper:
     def keep_best(self) -> None:
         """Note that the best weights were written just now."""
         if self.run.best.in_file:  # else it is part of the checkpoints
-            self._best.note(self.run.best.path, self.step)
+            self._writer.best.note(self.run.best.path, self.step)
 
     def save_where_it_stands(self) -> None:
         """Save at once, if there is a consistent state: before a batch, or in validation."""
@@ -222,7 +216,6 @@ class RunKeeper:
             between_epochs: not in the middle of one.
             reading: a batch was being read, which may have moved random states since the step.
         """
-        self._look_at_outcome()
         if self._stage is not None and hasattr(self._stage, "settle"):
             self._stage.settle()
         if self.run.speedups.graph is not None:
@@ -232,36 +225,15 @@ class RunKeeper:
             states = self.run.train_source.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
-        names = [_NET + name for name, _ in self.run.model.net.named_parameters()]
+        parameters = {_NET + name: name for name, _ in self.run.model.net.named_parameters()}
         state = {**captured, "training": training, "best_held": self.run.best.held}
         data, tensors = to_host(state)
-        # the best of this moment: training goes on to a better one while this is written
-        arrival, step, best = arrival_of(self.run.device), self.step, self._best.current
-
-        def write() -> None:
-            if arrival is not None:
-                arrival.synchronize()
-            for name in names:
-                if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
-                    raise CheckpointError(
-                        f"the parameter '{name.removeprefix(_NET)}' holds "
-                        f"NaN or infinite values, and the checkpoint before that is kept"
-                    )
-            if best.file is not None and best.name is None:
-                best.name = self.folder.keep_best(best.file, best.step)
-            data["best"] = best.name
-            self.folder.write(step, data, tensors)
-            self._saved_step = step
-
-        self._due, self._retry_at = False, float("inf")
+        self._due = False
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
-        self._writer.wait()
-        self._best.close_stale()
-        self._writer.start(write)
+        self._writer.start(self.step, data, tensors, arrival_of(self.run.device), parameters)
         if at_once:
             self._writer.wait()
-            self._look_at_outcome()
 
     def _restore_or_refuse(self, checkpoint: Checkpoint) -> None:
         try:
@@ -289,7 +261,7 @@ class RunKeeper:
             )
         write_training(model, run.accelerator.scaler, state["training"])
         self.epoch, self.step = about["epoch"], checkpoint.step
-        self._saved_step = self.step
+        self._writer.saved_step = self.step
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
         self._restore_best(checkpoint)
@@ -341,37 +313,26 @@ class RunKeeper:
             "stage": None if between_epochs else read_stage(self._stage),
         }
 
+    @property
+    def _has_time_to_save(self) -> bool:
+        return self._next_time != float("inf") or self._writer.retry_at != float("inf")
+
     def _save_if_due(self) -> None:
+        self._writer.look()
         now = time.perf_counter()
-        if not (self._due or now >= self._next_time or now >= self._retry_at):
+        if not (self._due or now >= self._next_time or now >= self._writer.retry_at):
             return
         if self._writer.busy:
             self._due = True
             return
         self.save()
 
-    def _look_at_outcome(self) -> None:
-        """Tell a failure of the last write once, and that it works again."""
-        if self._writer.busy:
-            return
-        error, self._writer.error = self._writer.error, None
-        if error is not None:
-            self._retry_at = time.perf_counter() + _RETRY_SECONDS
-            if not self._told_failure:
-                self._say(
-                    f"the run could not be saved ({str(error).rstrip('.')}); training goes on, and "
-                    f"saving is tried again"
-                )
-            self._told_failure = True
-        elif self._told_failure and self.folder.manifests():
-            self._told_failure = False
-
     def _restore_best(self, checkpoint: Checkpoint) -> None:
         """Put the best weights back, as they were at the checkpoint."""
         best, state = self.run.best, checkpoint.state
         best.saved = state["best_saved"]
         best.hold(state["best_held"])
-        self._best.restore(checkpoint.best.name if checkpoint.best else None)
+        self._writer.best.restore(checkpoint.best)
         if checkpoint.best is None or best.held is not None:
             return
         kept = checkpoint.best.read_bytes()

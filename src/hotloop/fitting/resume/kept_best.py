@@ -13,7 +13,8 @@ class Best:
     """The best weights at one moment.
 
     Attributes:
-        file: open, so that a later best does not change it; None where there is none to copy.
+        file: open, so that neither a later best nor a removed folder changes it; None where there
+            is none to copy.
         step: training steps done before.
         name: of the copy beside the checkpoints; None before there is one.
     """
@@ -24,7 +25,10 @@ class Best:
 
 
 class KeptBest:
-    """Holds the file of the best weights open for as long as a checkpoint may have to copy it.
+    """Holds the file of the best weights open for as long as they are the best.
+
+    A copy beside the checkpoints, or the file itself, may be lost with its folder, and is then made
+    again.
 
     Attributes:
         current: of this moment; who writes a checkpoint takes it when the state is taken.
@@ -42,9 +46,12 @@ class KeptBest:
             file = path.open("rb") if path.is_file() else None
         self._replace(Best(file, step))
 
-    def restore(self, name: str | None) -> None:
-        """Take the copy of that name, which a checkpoint names."""
-        self._replace(Best(name=name))
+    def restore(self, copy: Path | None) -> None:
+        """Take the copy that a checkpoint names, whose name ends with its step; None for none."""
+        if copy is None:
+            self._replace(Best())
+        else:
+            self._replace(Best(copy.open("rb"), int(copy.stem.rpartition("-")[2]), copy.name))
 
     def close_stale(self) -> None:
         """Close earlier files; nothing is being written."""

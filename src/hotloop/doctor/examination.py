@@ -320,9 +320,14 @@ class Examination:
         """Return the seconds of an epoch's validation."""
         assert self.val is not None
         loader: Any = self.val.batches
+        if self.val.num_batches is None:
+            self.diagnosis.notes.append(
+                f"{self.val.role} does not know its number of batches: validation is left out"
+            )
+            return 0.0
         if not is_map_style(loader):
             times = self.trial.time(loader, self.slice(0.05), "val")
-            return times.step * (self.val.num_batches or 0)
+            return times.step * self.val.num_batches
         reading = examine(loader, 0.02 * self.seconds, max_batches=2)
         resident = reason_not_resident(
             loader, reading, self.device, self.settings.resident_budget, self.settings.exact
@@ -334,7 +339,7 @@ class Examination:
             # workers read beside the steps
             workers = loader.num_workers
             step = max(read / workers, step) if workers else read + step
-        return step * (self.val.num_batches or 0)
+        return step * self.val.num_batches
 
     def _measure_device(self) -> None:
         """Measure the device's rates."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from hotloop.data.budget import resident_budget
 from hotloop.data.purity import read_samples, reason_against
@@ -66,6 +66,7 @@ def is_map_style(loader: Any) -> bool:
     """Tell whether a loader reads samples by index, so that another can be built like it."""
     return (
         type(loader) is DataLoader
+        and not isinstance(loader.dataset, IterableDataset)  # has __getitem__ of its base, too
         and hasattr(loader.dataset, "__getitem__")
         and hasattr(loader.dataset, "__len__")
         and loader.batch_sampler is not None
@@ -153,7 +154,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> 
         options["multiprocessing_context"] = loader.multiprocessing_context
         options["persistent_workers"] = loader.persistent_workers
     with quiet_about_cores():
-        return _QuietLoader(
+        return DataLoader(
             loader.dataset,
             batch_sampler=IndexLists(loader, larger),
             num_workers=num_workers,
@@ -169,7 +170,8 @@ def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> 
 def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> LoaderTimes:
     """Time a loader whose batches nobody uses."""
     started = time.perf_counter()
-    iterator = iter(with_workers(loader, num_workers))
+    with quiet_about_cores():
+        iterator = iter(with_workers(loader, num_workers))
     next(iterator)
     startup = time.perf_counter() - started
     # batches that were read beside the first one say nothing of the rate
@@ -183,14 +185,6 @@ def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> Loa
         if count >= num_workers + 1 and time.perf_counter() - begun > 3 * seconds:
             break
     return LoaderTimes(num_workers, count / (time.perf_counter() - begun), startup)
-
-
-class _QuietLoader(DataLoader[Any]):
-    """A loader that says nothing of its number of workers."""
-
-    def __iter__(self) -> Any:
-        with quiet_about_cores():
-            return super().__iter__()
 
 
 class IndexLists:

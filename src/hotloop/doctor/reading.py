@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from hotloop.data.budget import resident_budget
-from hotloop.data.purity import read_samples, reason_against
+from hotloop.data.proof import same_batch
+from hotloop.data.purity import read_samples
 from hotloop.data.random_state import RandomStates
 from hotloop.data.working_time import working_seconds
 from hotloop.doctor.findings import LoaderTimes
@@ -41,6 +41,7 @@ class Reading:
         cpu_share: of the reading's time that it worked, or had no processor to work on.
         batch_bytes: of a batch's tensors.
         drew: names of the global generators that reading used.
+        varies: whether two samples, read twice, were not the same, or nothing that can be compared.
         reread_files: files that a second reading of the same samples opened again.
         reread_bytes: of files, that a second reading of two samples read again.
     """
@@ -51,8 +52,14 @@ class Reading:
     cpu_share: float = 1.0
     batch_bytes: int = 0
     drew: tuple[str, ...] = ()
+    varies: bool = False
     reread_files: tuple[str, ...] = ()
     reread_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """For reading and collating a batch in this process."""
+        return self.sample_seconds + self.collate_seconds
 
     @property
     def cause(self) -> str:
@@ -105,11 +112,12 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
     reading.cpu_share = min(worked / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
     reading.batch_bytes = sum(t.nbytes for _, t in iterate_tensors(reading.batches[0]))
     with _opened_files() as once:
-        read_samples(loader.dataset, first[:2])
+        earlier = read_samples(loader.dataset, first[:2])
     bytes_before = _bytes_read()
     with _opened_files() as twice:
-        read_samples(loader.dataset, first[:2])
+        later = read_samples(loader.dataset, first[:2])
     reading.reread_bytes = _bytes_read() - bytes_before
+    reading.varies = not same_batch(loader.collate_fn(earlier), loader.collate_fn(later))
     reading.reread_files = tuple(path for path in once if path in twice)
     return reading
 
@@ -117,30 +125,6 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
 def _shortened(indices: list[int]) -> str:
     shown = ", ".join(map(str, indices[:4]))
     return f"{shown} ..." if len(indices) > 4 else shown
-
-
-def reason_not_resident(
-    loader: Any, reading: Reading, device: torch.device, share: float | None, exact: bool
-) -> str | None:
-    """Return why ``fit`` would not serve a loader's data from memory; None where it would."""
-    if exact:
-        return "exact=True reads data as it is passed"
-    if share == 0:
-        return "resident_budget is 0"
-    reason = reason_against(loader, num_epochs=2)
-    if reason is not None:
-        return reason
-    if reading.drew:
-        return f"reading samples draws random numbers ({', '.join(reading.drew)})"
-    size = loader.batch_size or 1
-    num_bytes = reading.batch_bytes * len(loader.dataset) // max(size, 1)
-    budget = resident_budget(device, share)
-    if num_bytes > budget:
-        return (
-            f"it needs about {num_bytes / 2**20:,.0f} MiB and the budget is "
-            f"{budget / 2**20:,.0f} MiB"
-        )
-    return None
 
 
 def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> DataLoader[Any]:

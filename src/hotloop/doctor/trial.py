@@ -186,7 +186,7 @@ class _Limited:
                 return
 
 
-def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+def _again_and_again(batches: Any) -> Iterator[Any]:
     # as fit reads a loader, which costs some microseconds a sample
     guarded = GuardedLoader(batches, "train_data") if can_guard(batches) else None
     while True:

@@ -158,6 +158,12 @@ def reading(dataset: Rows, collate: Any = None) -> Any:
     return build
 
 
+def decoded_anew(argument: str | None) -> Any:
+    """Return slow data that is read anew in each epoch; what is applied is an argument of fit."""
+    del argument
+    return reading(Decoded(1024))(None)
+
+
 def tiny(argument: str | None) -> Any:
     size = int(argument.partition("batch_size=")[2].strip(")")) if argument else 4
     return make_model(), DataLoader(Rows(8192), size, shuffle=True), []
@@ -189,6 +195,7 @@ def make_cases(folder: Path) -> dict[str, Case]:
     workers = ("workers",)
     return {
         "slow decode": Case("data: decode", workers, reading(Decoded(2048))),
+        "decoded anew": Case("data: decode", ("resident",), decoded_anew),
         "slow collate": Case("data: collate", workers, reading(Rows(1024), slow_collate)),
         "disk behind a throttle": Case(
             "data: storage", workers, reading(OnDisk(folder / "f", 1024))

@@ -71,7 +71,7 @@ def test_workers_for_data_that_draws_would_change_the_numbers():
     loader = planted.make_loader(planted.Drawing(), batch_size=8)
     found = planted.make_model().diagnose(loader, seconds=5, **SETTINGS)
     assert argument_of(found, "workers").numbers == "changed"
-    assert argument_of(found, "workers").note == ""
+    assert "reading it draws random numbers (random)" in argument_of(found, "workers").note
     assert "batch_transform" in argument_of(found, "resident").argument
 
 

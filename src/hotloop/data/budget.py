@@ -26,6 +26,15 @@ def resident_budget(device: torch.device, share: float | None = None) -> int:
     Raises:
         SettingsError: the share is not in [0, 1].
     """
+    return int(chosen_share(share) * free_bytes(device))
+
+
+def chosen_share(share: float | None) -> float:
+    """Return the share of free memory that is in force, where ``share`` was passed to ``fit``.
+
+    Raises:
+        SettingsError: it is not in [0, 1].
+    """
     if share is None:
         text = os.environ.get(ENVIRONMENT_VARIABLE, str(DEFAULT_SHARE))
         try:
@@ -37,7 +46,7 @@ def resident_budget(device: torch.device, share: float | None = None) -> int:
             f"the resident budget is no share of free memory: pass resident_budget or set "
             f"{ENVIRONMENT_VARIABLE} to a number from 0 to 1."
         )
-    return int(share * free_bytes(device))
+    return share
 
 
 def free_bytes(device: torch.device) -> int:

@@ -96,7 +96,7 @@ def _probe(loader: DataLoader[Any]) -> Proof:
             again = loader.collate_fn(read_samples(dataset, indices))
             if before.moved():
                 return Proof(f"reading it draws random numbers ({', '.join(before.moved())})")
-            if not _same(first, again):
+            if not same_batch(first, again):
                 return Proof("a sample read twice is not the same")
             if 2 * seconds > _PROBE_SECONDS:
                 break
@@ -108,7 +108,7 @@ def _probe(loader: DataLoader[Any]) -> Proof:
     return Proof(None, seconds / max(num_read, 1), min(worked / max(seconds, 1e-9), 1.0))
 
 
-def _same(left: Any, right: Any) -> bool:
+def same_batch(left: Any, right: Any) -> bool:
     """Tell whether two batches hold the same bits, and nothing that cannot be compared."""
     first, second = list(iterate_leaves(left)), list(iterate_leaves(right))
     if len(first) != len(second):

@@ -32,7 +32,7 @@ _READ_BATCH = 256
 _NUM_REREAD = 64  # samples compared before the take-over
 _NUM_RECHECK = 4  # samples compared again each epoch
 _GATHER_BYTES = 1 << 18  # of small batches that are gathered at once
-_SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
+SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
 
 
 def _say_nothing(text: str) -> None:
@@ -306,7 +306,7 @@ class ResidentSource(BatchSource):
         yield watched_collate(watched.__getitems__(first))
         seconds = (time.perf_counter() - started) / len(first) * len(dataset)
         num_workers = 0
-        if seconds > _SLOW_SECONDS:
+        if seconds > SLOW_SECONDS:
             num_workers = self._loader.num_workers
             seconds /= max(num_workers, 1)
             self._say(f"reading all of {self.role} once, about {seconds:.0f} s")

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hotloop.data.proof import reason_against_workers
+from hotloop.data.resident import SLOW_SECONDS
 from hotloop.data.workers import usable_cores
 from hotloop.doctor.alarm import OutOfTimeError, limited_to
 from hotloop.doctor.findings import Change
 from hotloop.doctor.reading import time_alone, with_workers
+from hotloop.doctor.residency import way_to_memory
 from hotloop.doctor.trial import StepTimes
 from hotloop.errors import HotloopError
 from hotloop.hardware import has_tf32
@@ -46,6 +48,7 @@ class Changes:
         if data > MUCH_DATA * self.found.total_seconds and self.at.loader is not None:
             self._workers()
             self._memory()
+            self._persistent_workers()
         self._parts_left_out()
         self._batch_size()
         self._layout()
@@ -82,15 +85,18 @@ class Changes:
         best = max(found.loader, key=lambda row: row.batches_per_second)
         if best.num_workers == own:
             return
-        against = reason_against_workers(loader)
+        if at.not_resident is None and at.reading_once(1) <= SLOW_SECONDS:
+            return  # it is read once, in this process
         argument = f"DataLoader(..., num_workers={best.num_workers})"
-        note = "" if against else 'fit(tune="auto") finds it while training'
-        numbers = "changed" if at.reading.drew else "same"
+        against = reason_against_workers(loader)
+        numbers = "same" if against is None else "changed"
+        note = 'fit(tune="auto") finds it while training'
+        if against is not None:
+            note = f"that the numbers stay the same is not proven: {against}"
         if at.not_resident is None:
-            epochs = at.settings.epochs
             once = found.num_batches / best.batches_per_second
-            after = found.total_seconds - (at.once_seconds - once) / epochs
-            note = "data is read once, by the loader's workers where that takes over 3 s"
+            after = found.total_seconds - (at.once_seconds - once) / at.settings.epochs
+            note = "data is read once, by the loader's workers" if against is None else note
             self._add("workers", argument, after, "predicted", numbers, note)
             return
         quicker = with_workers(loader, best.num_workers)
@@ -102,24 +108,23 @@ class Changes:
         self._add("workers", argument, self._epoch_with(times, startup), "measured", numbers, note)
 
     def _memory(self) -> None:
-        """Say what data in memory would bring, where something stands against it."""
+        """Say what data in memory would bring, where fit leaves it on its loader."""
         at = self.at
-        reason = at.not_resident
-        if reason is None:
+        if at.not_resident is None:
             return
-        after = self._epoch_with(at.alone, 0.0)
-        if reason.startswith("it needs about"):
-            self._add("resident", "fit(resident_budget=0.9)", after, "predicted", "same", reason)
-        elif reason == "resident_budget is 0":
-            self._add("resident", "leave out resident_budget=0", after, "predicted")
-        elif reason.startswith("exact"):
-            self._add("resident", "fit(exact=False)", after, "predicted", "rounding")
-        elif at.reading.drew:
-            argument = "do the random part in fit(batch_transform=...)"
-            self._add("resident", argument, after, "predicted", "changed", reason)
-        else:
-            argument = "let fit serve the data from memory"
-            self._add("resident", argument, after, "predicted", "same", f"now not, since {reason}")
+        way = way_to_memory(at.loader, at.reading, at.device, at.settings)
+        if way is not None:
+            epochs = at.settings.epochs
+            once = at.reading_once(at.loader.num_workers) / epochs
+            after = self._epoch_with(at.alone, once)
+            note = f"read once for {epochs} epochs; now not, since {at.not_resident}"
+            if way.numbers == "changed":  # what is moved elsewhere takes time there
+                note = f"at most; {note}"
+            self._add("resident", way.argument, after, "predicted", way.numbers, note)
+
+    def _persistent_workers(self) -> None:
+        """Say what it takes to start the workers anew in each epoch."""
+        at = self.at
         persistent = at.loader.persistent_workers
         if at.startup_seconds and not persistent and at.settings.epochs > 1:
             argument = "DataLoader(..., persistent_workers=True)"

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from hotloop.data.adapt import BatchSource
-from hotloop.data.budget import ENVIRONMENT_VARIABLE
 from hotloop.data.feed import Feed
-from hotloop.data.resident import Declined, ResidentSource
+from hotloop.data.purity import is_known_pure
+from hotloop.data.resident import SLOW_SECONDS, Declined, ResidentSource
 from hotloop.doctor.callbacks import time_callbacks
 from hotloop.doctor.changes import MUCH_DATA, Changes
 from hotloop.doctor.findings import Diagnosis
@@ -31,7 +31,8 @@ from hotloop.doctor.mistakes import (
     mistakes_of_step,
     mistakes_of_use,
 )
-from hotloop.doctor.reading import Reading, examine, is_map_style, reason_not_resident, with_workers
+from hotloop.doctor.reading import Reading, examine, is_map_style, with_workers
+from hotloop.doctor.residency import reason_not_resident
 from hotloop.doctor.states import untouched
 from hotloop.doctor.trial import StepTimes, Trial
 from hotloop.doctor.verdict import explain, name_bottleneck, without
@@ -219,27 +220,29 @@ class Examination:
     def _time_base(self) -> None:
         """Time steps with the data as ``fit`` would serve it."""
         settings = self.settings
-        share = settings.resident_budget
-        if share is None and ENVIRONMENT_VARIABLE in os.environ:
-            share = float(os.environ[ENVIRONMENT_VARIABLE])
         if self.loader is None:
             self.not_resident = "it is no DataLoader over a data set with samples"
             self.base = self.time_as_served(self.trial, 0.12)
             return
-        self.not_resident = reason_not_resident(
-            self.loader, self.reading, self.device, share, settings.exact
-        )
+        self.not_resident = reason_not_resident(self.loader, self.reading, self.device, settings)
         if self.not_resident is None:
             self.base = self.time_as_served(self.trial, 0.1)
-            read = self.reading.sample_seconds + self.reading.collate_seconds
-            self.once_seconds = read * (self.train.num_batches or 0)
-            if self.once_seconds > 3.0:
-                self.once_seconds /= max(self.loader.num_workers, 1)
+            self.once_seconds = self.reading_once(self.loader.num_workers)
             return
         self.base = self.time_as_served(self.trial, 0.15)
         if self.loader.num_workers:
             per_epoch = 1 if not self.loader.persistent_workers else 1 / settings.epochs
             self.startup_seconds = self.base.startup_seconds * per_epoch
+
+    def reading_once(self, num_workers: int) -> float:
+        """Return the seconds for reading all data once, as before it is served from memory."""
+        if is_known_pure(self.loader.dataset):  # its tensors are taken as they are
+            return 0.0
+        seconds = self.reading.seconds
+        if self.not_resident is not None and not self.loader.num_workers:
+            seconds = self.base.seconds["data"]  # as the epoch's seconds were measured
+        alone = seconds * (self.train.num_batches or 0)
+        return alone / max(num_workers, 1) if alone > SLOW_SECONDS else alone
 
     def time_as_served(self, trial: Trial, share: float, larger: int = 1) -> StepTimes:
         """Time a trial's steps with the data as ``fit`` would serve it, some batches as one."""
@@ -320,21 +323,23 @@ class Examination:
         """Return the seconds of an epoch's validation."""
         assert self.val is not None
         loader: Any = self.val.batches
+        if self.val.num_batches is None:
+            self.diagnosis.notes.append(
+                f"{self.val.role} does not know its number of batches: validation is left out"
+            )
+            return 0.0
         if not is_map_style(loader):
             times = self.trial.time(loader, self.slice(0.05), "val")
-            return times.step * (self.val.num_batches or 0)
+            return times.step * self.val.num_batches
         reading = examine(loader, 0.02 * self.seconds, max_batches=2)
-        resident = reason_not_resident(
-            loader, reading, self.device, self.settings.resident_budget, self.settings.exact
-        )
+        resident = reason_not_resident(loader, reading, self.device, self.settings)
         batches = [to_device(batch, self.device) for batch in reading.batches]
         step = self.trial.time(batches, self.slice(0.03), "val").step
         if resident is not None:
-            read = reading.sample_seconds + reading.collate_seconds
             # workers read beside the steps
             workers = loader.num_workers
-            step = max(read / workers, step) if workers else read + step
-        return step * (self.val.num_batches or 0)
+            step = max(reading.seconds / workers, step) if workers else reading.seconds + step
+        return step * self.val.num_batches
 
     def _measure_device(self) -> None:
         """Measure the device's rates."""

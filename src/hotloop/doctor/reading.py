@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from hotloop.data.budget import resident_budget
-from hotloop.data.purity import read_samples, reason_against
+from hotloop.data.proof import same_batch
+from hotloop.data.purity import read_samples
 from hotloop.data.random_state import RandomStates
 from hotloop.data.working_time import working_seconds
 from hotloop.doctor.findings import LoaderTimes
@@ -41,6 +41,7 @@ class Reading:
         cpu_share: of the reading's time that it worked, or had no processor to work on.
         batch_bytes: of a batch's tensors.
         drew: names of the global generators that reading used.
+        varies: whether two samples, read twice, were not the same, or nothing that can be compared.
         reread_files: files that a second reading of the same samples opened again.
         reread_bytes: of files, that a second reading of two samples read again.
     """
@@ -51,8 +52,14 @@ class Reading:
     cpu_share: float = 1.0
     batch_bytes: int = 0
     drew: tuple[str, ...] = ()
+    varies: bool = False
     reread_files: tuple[str, ...] = ()
     reread_bytes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """For reading and collating a batch in this process."""
+        return self.sample_seconds + self.collate_seconds
 
     @property
     def cause(self) -> str:
@@ -66,6 +73,7 @@ def is_map_style(loader: Any) -> bool:
     """Tell whether a loader reads samples by index, so that another can be built like it."""
     return (
         type(loader) is DataLoader
+        and not isinstance(loader.dataset, IterableDataset)  # has __getitem__ of its base, too
         and hasattr(loader.dataset, "__getitem__")
         and hasattr(loader.dataset, "__len__")
         and loader.batch_sampler is not None
@@ -104,11 +112,12 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
     reading.cpu_share = min(worked / max(sum(sample_times) + sum(collate_times), 1e-9), 1.0)
     reading.batch_bytes = sum(t.nbytes for _, t in iterate_tensors(reading.batches[0]))
     with _opened_files() as once:
-        read_samples(loader.dataset, first[:2])
+        earlier = read_samples(loader.dataset, first[:2])
     bytes_before = _bytes_read()
     with _opened_files() as twice:
-        read_samples(loader.dataset, first[:2])
+        later = read_samples(loader.dataset, first[:2])
     reading.reread_bytes = _bytes_read() - bytes_before
+    reading.varies = not same_batch(loader.collate_fn(earlier), loader.collate_fn(later))
     reading.reread_files = tuple(path for path in once if path in twice)
     return reading
 
@@ -116,30 +125,6 @@ def examine(loader: DataLoader[Any], seconds: float, max_batches: int = 8) -> Re
 def _shortened(indices: list[int]) -> str:
     shown = ", ".join(map(str, indices[:4]))
     return f"{shown} ..." if len(indices) > 4 else shown
-
-
-def reason_not_resident(
-    loader: Any, reading: Reading, device: torch.device, share: float | None, exact: bool
-) -> str | None:
-    """Return why ``fit`` would not serve a loader's data from memory; None where it would."""
-    if exact:
-        return "exact=True reads data as it is passed"
-    if share == 0:
-        return "resident_budget is 0"
-    reason = reason_against(loader, num_epochs=2)
-    if reason is not None:
-        return reason
-    if reading.drew:
-        return f"reading samples draws random numbers ({', '.join(reading.drew)})"
-    size = loader.batch_size or 1
-    num_bytes = reading.batch_bytes * len(loader.dataset) // max(size, 1)
-    budget = resident_budget(device, share)
-    if num_bytes > budget:
-        return (
-            f"it needs about {num_bytes / 2**20:,.0f} MiB and the budget is "
-            f"{budget / 2**20:,.0f} MiB"
-        )
-    return None
 
 
 def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> DataLoader[Any]:
@@ -153,7 +138,7 @@ def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> 
         options["multiprocessing_context"] = loader.multiprocessing_context
         options["persistent_workers"] = loader.persistent_workers
     with quiet_about_cores():
-        return _QuietLoader(
+        return DataLoader(
             loader.dataset,
             batch_sampler=IndexLists(loader, larger),
             num_workers=num_workers,
@@ -169,7 +154,8 @@ def with_workers(loader: DataLoader[Any], num_workers: int, larger: int = 1) -> 
 def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> LoaderTimes:
     """Time a loader whose batches nobody uses."""
     started = time.perf_counter()
-    iterator = iter(with_workers(loader, num_workers))
+    with quiet_about_cores():
+        iterator = iter(with_workers(loader, num_workers))
     next(iterator)
     startup = time.perf_counter() - started
     # batches that were read beside the first one say nothing of the rate
@@ -183,14 +169,6 @@ def time_alone(loader: DataLoader[Any], num_workers: int, seconds: float) -> Loa
         if count >= num_workers + 1 and time.perf_counter() - begun > 3 * seconds:
             break
     return LoaderTimes(num_workers, count / (time.perf_counter() - begun), startup)
-
-
-class _QuietLoader(DataLoader[Any]):
-    """A loader that says nothing of its number of workers."""
-
-    def __iter__(self) -> Any:
-        with quiet_about_cores():
-            return super().__iter__()
 
 
 class IndexLists:

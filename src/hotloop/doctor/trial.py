@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
-from hotloop.data.guarded import GuardedLoader
+from hotloop.data.guarded import GuardedLoader, can_guard
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.hardware import synchronize
@@ -187,9 +186,9 @@ class _Limited:
                 return
 
 
-def _again_and_again(batches: Iterable[Any]) -> Iterator[Any]:
+def _again_and_again(batches: Any) -> Iterator[Any]:
     # as fit reads a loader, which costs some microseconds a sample
-    guarded = GuardedLoader(batches, "train_data") if isinstance(batches, DataLoader) else None
+    guarded = GuardedLoader(batches, "train_data") if can_guard(batches) else None
     while True:
         some = False
         for batch in batches if guarded is None else guarded.read():

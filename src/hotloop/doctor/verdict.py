@@ -46,15 +46,15 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
     """Return the bottleneck as a sentence for the user."""
     part = found.bottleneck.partition(":")[0]
     share = found.epoch_seconds.get(part, 0.0) / max(found.total_seconds, 1e-12)
-    read = reading.sample_seconds + reading.collate_seconds
+    read = reading.seconds * 1e3
     head = f"{share:.0%} of an epoch"
     words = {
-        "data: decode": f"{head} is waiting for data: reading a batch takes {read * 1e3:.3g} ms, "
+        "data: decode": f"{head} is waiting for data: reading a batch takes {read:.3g} ms, "
         f"and the processor works {reading.cpu_share:.0%} of that",
         "data: collate": f"{head} is waiting for data: collating takes "
         f"{reading.collate_seconds * 1e3:.3g} ms a batch, reading its samples "
         f"{reading.sample_seconds * 1e3:.3g} ms",
-        "data: storage": f"{head} is waiting for data: reading a batch takes {read * 1e3:.3g} ms, "
+        "data: storage": f"{head} is waiting for data: reading a batch takes {read:.3g} ms, "
         f"and the processor works only {reading.cpu_share:.0%} of that (it waits for a disk, a "
         f"network or a lock)",
         "data": f"{head} is waiting for the next batch",

@@ -84,7 +84,8 @@ class Changes:
             return
         against = reason_against_workers(loader)
         argument = f"DataLoader(..., num_workers={best.num_workers})"
-        note = "" if against else 'fit(tune="auto") finds it while training'
+        # it leaves workers alone that the user chose
+        note = "" if against or own else 'fit(tune="auto") finds it while training'
         numbers = "changed" if at.reading.drew else "same"
         if at.not_resident is None:
             epochs = at.settings.epochs

@@ -222,7 +222,8 @@ class KerasModel(nn.Module):
                 is started; a step takes the batch size times their number. Under torchrun the
                 processes that it started are joined. See docs/several_devices.md.
             tune: "auto" chooses the number of loader workers while training, where batches and
-                random numbers stay exactly the same, and says what it did. See docs/doctor.md.
+                random numbers stay exactly the same, and says what it did; a loader with
+                ``num_workers`` keeps them. See docs/doctor.md.
             trace_steps: ``(first, last)``: record these training steps, counted from 1 over all
                 epochs, as a trace for https://ui.perfetto.dev.
             trace_path: the file for it, JSON, or packed where the name ends in ".json.gz".

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 
 import planted_doctor as planted
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
+from hotloop.data import worker_count
 from hotloop.data.adapt import as_batches
 from hotloop.data.proof import prove_workers, reason_against_workers
-from hotloop.data.tuned import TunedLoader, tune_source
+from hotloop.data.tuned import TunedSource, tune_source
+from hotloop.data.worker_count import WorkerCount
 from hotloop.data.workers import can_fork
-from hotloop.errors import SettingsError
+from hotloop.errors import SampleError, SettingsError, WorkerDiedError
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers do not start as copies here")
 
@@ -22,14 +27,18 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def train(tune, *, exact, dataset=planted.Waiting, **loader_options):
+def never_at_first(monkeypatch):
+    monkeypatch.setattr(worker_count, "_LONG_READING", float("inf"))
+
+
+def train(tune, *, exact, dataset=planted.Waiting, on_bad_sample="raise", **loader_options):
     torch.manual_seed(7)
     random.seed(7)
     model = planted.make_model()
     loader = planted.make_loader(dataset(120), batch_size=4, **loader_options)
     history = model.fit(
         loader, planted.make_loader(dataset(40), batch_size=8), epochs=2, plot=False, cpu=True,
-        resident_budget=0, exact=exact, tune=tune,
+        resident_budget=0, exact=exact, tune=tune, on_bad_sample=on_bad_sample,
     )  # fmt: skip
     return history, model, torch.get_rng_state()
 
@@ -44,29 +53,62 @@ def assert_same(first, second):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_tuned_is_bitwise_untuned(exact, num_workers, capsys):
-    plain = train(None, exact=exact, num_workers=num_workers)
+@pytest.mark.parametrize("at_first", [True, False])
+def test_tuned_is_bitwise_untuned(exact, at_first, capsys, monkeypatch):
+    if not at_first:
+        never_at_first(monkeypatch)
+    plain = train(None, exact=exact)
     assert "tune" not in capsys.readouterr().out
-    tuned = train("auto", exact=exact, num_workers=num_workers)
-    assert "trying" in capsys.readouterr().out  # something was changed
+    tuned = train("auto", exact=exact)
+    said = capsys.readouterr().out
+    assert "trying" in said  # something was changed
+    if not at_first:
+        assert "of the time between batches is waiting" in said
     assert_same(plain, tuned)
 
 
-def test_a_loader_with_a_generator_and_persistent_workers(capsys):
+def test_a_loader_with_a_generator(capsys):
     def run(tune):
         generator = torch.Generator().manual_seed(1)
-        return train(tune, exact=True, num_workers=1, persistent_workers=True, generator=generator)
+        return train(tune, exact=True, generator=generator)
 
     plain, tuned = run(None), run("auto")
     assert "trying" in capsys.readouterr().out
     assert_same(plain, tuned)
 
 
-def test_data_that_draws_keeps_its_workers(capsys):
-    plain = train(None, exact=True, dataset=planted.Drawing, num_workers=1)
-    tuned = train("auto", exact=True, dataset=planted.Drawing, num_workers=1)
+def test_workers_that_the_user_chose_stay(capsys):
+    options = {"num_workers": 1, "prefetch_factor": 1, "persistent_workers": True}
+    loader = planted.make_loader(planted.Waiting(120), 4, **options)
+    source, said = as_batches(loader, "train_data", torch.device("cpu")), []
+    assert tune_source(source, said.append) is source
+    assert said == [
+        "tune: train_data keeps its num_workers=1, which you chose: leave it out and it is chosen "
+        "here"
+    ]
+
+
+def test_data_that_draws_keeps_its_loader(capsys):
+    plain = train(None, exact=True, dataset=planted.Drawing)
+    tuned = train("auto", exact=True, dataset=planted.Drawing)
     assert "keeps its loader as it is: reading it draws random numbers" in capsys.readouterr().out
+    assert_same(plain, tuned)
+
+
+class DrawsSeldom(planted.Waiting):
+    """One sample draws random numbers, which is not among those that are looked at before."""
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return (inputs + torch.rand(planted.IN) if index == 61 else inputs), label
+
+
+def test_data_that_draws_after_all_is_read_here_from_that_batch_on(capsys):
+    plain = train(None, exact=True, dataset=DrawsSeldom)
+    tuned = train("auto", exact=True, dataset=DrawsSeldom)
+    said = capsys.readouterr().out
+    assert "trying" in said
+    assert "read without workers as before: reading draws random numbers (torch)" in said
     assert_same(plain, tuned)
 
 
@@ -78,39 +120,130 @@ def test_another_seed_gives_other_numbers():
         assert_same(first, (*first[:2], torch.get_rng_state()))
 
 
-def test_slow_samples_have_workers_from_the_first_batch():
+class Readers(planted.Waiting):
+    """The label of a sample is how many workers read it."""
+
+    def __getitem__(self, index):
+        inputs, _ = super().__getitem__(index)
+        info = get_worker_info()
+        return inputs, 0 if info is None else info.num_workers
+
+
+def make_tuned(length, batch_size):
     said = []
-    source = as_batches(planted.make_loader(planted.Waiting(120), 4), "train_data",
-                        torch.device("cpu"))  # fmt: skip
+    loader = planted.make_loader(Readers(length), batch_size)
+    source = as_batches(loader, "train_data", torch.device("cpu"))
     tuned = tune_source(source, said.append)
-    workers = tuned.batches.num_workers
+    assert isinstance(tuned, TunedSource)
+    return tuned, said
+
+
+def read_all(tuned, length):
+    """Return how many workers read each batch; every sample comes once."""
+    batches = list(tuned)
+    values = torch.cat([inputs[:, 0] for inputs, _ in batches])
+    assert torch.equal(values.sort().values, torch.arange(length) / length)
+    return [int(readers[0]) for _, readers in batches]
+
+
+def test_slow_samples_have_workers_from_the_first_batch():
+    tuned, said = make_tuned(120, 4)
+    workers = tuned.count.num_workers
     assert workers > 0
     assert f"trying {workers} workers" in said[0]
-    assert len(list(tuned)) == 30
-    assert "batches ahead each" in said[-1]
+    assert read_all(tuned, 120)[0] == workers
+
+
+def test_workers_are_raised_within_an_epoch(monkeypatch):
+    never_at_first(monkeypatch)
+    tuned, said = make_tuned(80, 2)
+    readers = read_all(tuned, 80)
+    assert readers[0] == 0
+    assert max(readers) > 0
+    assert "of the time between batches is waiting for train_data: trying" in said[0]
+    assert tuned.num_batches == len(tuned) == 40
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (0, 3), (1, 2), (4, 0)])
+def test_workers_on_their_way_out_are_not_judged(first, then, monkeypatch):
+    noted = []
+
+    def note(self, cost, waited, period):
+        noted.append(self.num_workers)
+        if len(noted) == 4:
+            self.num_workers = then
+
+    monkeypatch.setattr(WorkerCount, "note", note)
+    tuned, _ = make_tuned(120, 4)
+    tuned.count.num_workers = first
+    readers = read_all(tuned, 120)
+    assert readers == sorted(readers, reverse=then < first)
+    # the first batch of each number is its start
+    assert noted == [first] * 4 + [then] * (readers.count(then) - 1)
+    assert readers.count(first) == 1 + 4 + 4 * first  # what had been given to them
+
+
+def test_no_workers_are_started_for_nothing(monkeypatch):
+    monkeypatch.setattr(WorkerCount, "note", lambda self, *_: setattr(self, "num_workers", 4))
+    made = []
+    make_pool = TunedSource._make_pool
+    monkeypatch.setattr(
+        TunedSource, "_make_pool", lambda self, feed: made.append(1) or make_pool(self, feed)
+    )
+    tuned, _ = make_tuned(32, 4)
+    tuned.count.num_workers = 2  # which are given all eight batches before the first has come
+    assert read_all(tuned, 32) == [2] * 8
+    assert len(made) == 1
+
+
+class Spoiled(planted.Waiting):
+    """A sample that cannot be read, which is not among those that are looked at before."""
+
+    def __getitem__(self, index):
+        if index == 61:
+            raise OSError("the image is truncated")
+        return super().__getitem__(index)
+
+
+def test_bad_samples_are_left_out_as_without(capsys):
+    plain = train(None, exact=True, dataset=Spoiled, on_bad_sample="skip")
+    assert len(plain[1].skipped_samples) == 2
+    capsys.readouterr()
+    tuned = train("auto", exact=True, dataset=Spoiled, on_bad_sample="skip")
+    said = capsys.readouterr().out
+    assert "trying" in said
+    assert "no effect" not in said
+    assert tuned[1].skipped_samples == plain[1].skipped_samples
+    assert_same(plain, tuned)
+
+
+def test_a_sample_that_cannot_be_read_is_named():
+    with pytest.raises(SampleError, match=r"sample 61 of train_data cannot be read \(in loader w"):
+        train("auto", exact=True, dataset=Spoiled)
+
+
+class Deadly(planted.Waiting):
+    """Kills the worker that reads one of the samples."""
+
+    def __getitem__(self, index):
+        if index == 61 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(
+        WorkerDiedError, match=r"SIGKILL\) at sample 61: .* without tune it is read"
+    ):
+        train("auto", exact=True, dataset=Deadly)
 
 
 def test_what_the_proof_measured():
-    proof = prove_workers(planted.make_loader(planted.Waiting(40), 4))
-    assert proof.reason is None
-    assert proof.sample_seconds >= 0.005
-    assert proof.work_share < 0.5
-    assert prove_workers(planted.make_loader(planted.Decoding(40), 4)).work_share > 0.5
-
-
-def test_workers_are_raised_within_an_epoch_and_batches_come_once():
-    said = []
-    # an epoch so short that workers are not tried before waiting was seen
-    source = as_batches(planted.make_loader(planted.Waiting(80), 2), "train_data",
-                        torch.device("cpu"))  # fmt: skip
-    tuned = tune_source(source, said.append)
-    assert isinstance(tuned.batches, TunedLoader)
-    assert tuned.batches.num_workers == 0
-    values = torch.cat([batch[0][:, 0] for batch in tuned])
-    assert torch.equal(values.sort().values, torch.arange(80) / 80)
-    assert tuned.batches.num_workers > 0
-    assert "of the time between batches is waiting for train_data: trying" in said[0]
-    assert tuned.num_batches == len(tuned) == 40
+    waiting = prove_workers(planted.make_loader(planted.Waiting(40), 4))
+    decoding = prove_workers(planted.make_loader(planted.Decoding(40), 4))
+    assert waiting.reason is decoding.reason is None
+    assert min(waiting.sample_seconds, decoding.sample_seconds) >= 0.005
+    assert waiting.work_share < decoding.work_share
 
 
 @pytest.mark.parametrize(

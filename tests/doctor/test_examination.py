@@ -67,6 +67,12 @@ def test_workers_for_data_that_waits():
     assert change.gain > 1.3
 
 
+def test_tune_is_not_advised_for_workers_that_the_user_chose():
+    loader = planted.make_loader(planted.Waiting(), collate_fn=planted.quick_collate, num_workers=1)
+    found = planted.make_model().diagnose(loader, seconds=8, **SETTINGS)
+    assert argument_of(found, "workers").note == ""
+
+
 def test_workers_for_data_that_draws_would_change_the_numbers():
     loader = planted.make_loader(planted.Drawing(), batch_size=8)
     found = planted.make_model().diagnose(loader, seconds=5, **SETTINGS)

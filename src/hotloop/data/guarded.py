@@ -14,7 +14,16 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from hotloop.data.random_state import RandomStates
-from hotloop.data.reading import BatchReads, Collate, Note, Reads, WorkerStart
+from hotloop.data.reading import (
+    BatchReads,
+    Collate,
+    MeasuredReads,
+    Note,
+    ReadCost,
+    Reads,
+    WorkerStart,
+    as_it_is,
+)
 from hotloop.errors import SampleError, WorkerDiedError
 
 
@@ -62,22 +71,35 @@ class GuardedLoader:
         role: the argument's name, for errors.
         skip_bad: leave out samples that cannot be read.
         track: note the random states of workers, so that they can be gone on from.
+        measure: note what reading each batch costs; the workers are hotloop's own.
 
     Attributes:
         skipped: index and error of each sample that was left out.
         worker_states: random states of each worker after the last of its batches that was used.
+        cost: of reading the last batch; None where nobody measured.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], role: str, skip_bad: bool = False, track: bool = False
+        self,
+        loader: DataLoader[Any],
+        role: str,
+        skip_bad: bool = False,
+        track: bool = False,
+        measure: bool = False,
     ) -> None:
         self.role, self.skip_bad = role, skip_bad
+        self.cost: ReadCost | None = None
+        self._read_here = "without tune it is read" if measure else "num_workers=0 reads it"
         self.skipped: list[tuple[Any, str]] = []
         self.worker_states: dict[int, Any] = {}
         num_workers = loader.num_workers
         context: Any = loader.multiprocessing_context or multiprocessing.get_context()
         self._reading = context.RawArray("q", [-1] * num_workers) if num_workers else None
         together = callable(getattr(loader.dataset, "__getitems__", None))
+        reads: Reads = (BatchReads if together else Reads)(loader.dataset, self._reading)
+        collate: Any = Collate(loader.collate_fn, skip_bad, track)
+        if measure:
+            reads, collate = MeasuredReads(reads, collate), as_it_is
         self.feed = IndexFeed(loader.batch_sampler)
         self.start = WorkerStart(loader.worker_init_fn, loader.collate_fn, track)
         options: dict[str, Any] = {}
@@ -90,10 +112,10 @@ class GuardedLoader:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what there is to say was said of the user's loader
             self.loader: DataLoader[Any] = DataLoader(
-                (BatchReads if together else Reads)(loader.dataset, self._reading),
+                reads,
                 batch_sampler=self.feed,
                 num_workers=num_workers,
-                collate_fn=Collate(loader.collate_fn, skip_bad, track),
+                collate_fn=collate,
                 pin_memory=loader.pin_memory,
                 timeout=loader.timeout,
                 worker_init_fn=self.start,
@@ -148,6 +170,7 @@ class GuardedLoader:
             if pair is None:
                 return
             batch, note = pair
+            self.cost = note.cost
             if note.bad:
                 self._take_bad(note)
             if note.states is not None:
@@ -195,7 +218,7 @@ class GuardedLoader:
         return WorkerDiedError(
             f"loader worker {number} (process {worker.pid}) of {self.role} died "
             f"({_end_of(worker)}) {where}: look whether that sample can be read and whether the "
-            f"machine ran out of memory; num_workers=0 reads it in this process."
+            f"machine ran out of memory; {self._read_here} in this process."
         )
 
     def _take_bad(self, note: Note) -> None:

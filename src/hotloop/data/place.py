@@ -204,6 +204,15 @@ class Place:
         skipped, self._guard.skipped = self._guard.skipped, []
         return skipped
 
+    def follow(self, guard: GuardedLoader) -> None:
+        """Ask this loader from now on which samples are bad and which worker died.
+
+        It may take over from another one within an epoch.
+        """
+        if self._guard is not None:
+            guard.skipped = self._guard.skipped
+        self._guard = guard
+
     def open_guarded(self, guard: GuardedLoader) -> Iterator[Any]:
         """Return the batches of a guarded loader, from where the epoch goes on."""
         self._guard = guard
@@ -215,7 +224,7 @@ class Place:
         reads_again = bool(num_workers) and not lives_on and holds_stream(guard.loader.dataset)
         self._reads_again = self.watched and reads_again
         if position is None:
-            return guard.read(None, self._count_empty)
+            return guard.read(None, self.count_empty)
         used = position.num_batches
         if used:
             self._restore(position.start)
@@ -235,7 +244,7 @@ class Place:
             guard.start.shift = used % num_workers
             guard.start.states = dict(position.workers) if goes_on else {}
             guard.worker_states = dict(guard.start.states)
-        return guard.read(on_created, self._count_empty)
+        return guard.read(on_created, self.count_empty)
 
     def open_plain(self, batches: Any) -> Iterator[Any]:
         """Return the batches of anything else; used ones are read again and dropped."""
@@ -287,7 +296,7 @@ class Place:
         self._restore_now()
         yield from rows
 
-    def _count_empty(self) -> None:
+    def count_empty(self) -> None:
         """Count a batch of which no sample could be read."""
         self.num_batches += 1
         self._total += 1

@@ -9,8 +9,10 @@ import multiprocessing
 import multiprocessing.util
 import os
 import random
+import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.random_state import RandomStates
+from hotloop.data.working_time import working_seconds
 
 _worker_number: int | None = None  # of this process, in the order in which workers were started
 _worker_states: AllRandomStates | None = None  # of this process
@@ -43,6 +46,21 @@ class BadSample:
         return {**self.__dict__, "error": None}  # an exception need not survive pickling
 
 
+@dataclass(frozen=True)
+class ReadCost:
+    """What it took to read a batch.
+
+    Attributes:
+        seconds: that it took.
+        work_seconds: of these, that it computed, or had no processor to compute on.
+        drew: names of the global generators that it used.
+    """
+
+    seconds: float
+    work_seconds: float
+    drew: tuple[str, ...]
+
+
 class Note:
     """What travels beside a batch.
 
@@ -50,10 +68,12 @@ class Note:
         worker: the worker that read it; None in the training process.
         states: its random states after the batch; None where they did not move.
         bad: samples that could not be read.
+        cost: of reading it; None where nobody measured.
     """
 
     def __init__(self, worker: int | None, states: Any, bad: list[BadSample]) -> None:
         self.worker, self.states, self.bad = worker, states, bad
+        self.cost: ReadCost | None = None
 
 
 class Reads(Dataset[Any]):
@@ -136,6 +156,29 @@ class Collate:
             return None
         self._last = RandomStates.read()
         return states.read()
+
+
+class MeasuredReads(Reads):
+    """As ``reads``, with ``collate`` in the same place, so that a batch's cost is known."""
+
+    def __init__(self, reads: Reads, collate: Collate) -> None:
+        super().__init__(reads.dataset, reads.reading)
+        self._reads, self._collate = reads, collate
+
+    def __getitems__(self, indices: list[Any]) -> Any:
+        """Return ``(batch, note)``, as ``collate`` makes it, with the cost in the note."""
+        before = RandomStates.read()
+        started, work_started = time.perf_counter(), working_seconds()
+        batch, note = self._collate(self._reads.__getitems__(indices))
+        seconds = time.perf_counter() - started
+        worked = working_seconds() - work_started
+        note.cost = ReadCost(seconds, worked, tuple(before.moved()))
+        return batch, note
+
+
+def as_it_is(read: Any) -> Any:
+    """Return what ``MeasuredReads`` has collated already."""
+    return read
 
 
 class WorkerStart:

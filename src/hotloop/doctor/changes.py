@@ -90,7 +90,8 @@ class Changes:
         argument = f"DataLoader(..., num_workers={best.num_workers})"
         against = reason_against_workers(loader)
         numbers = "same" if against is None else "changed"
-        note = 'fit(tune="auto") finds it while training'
+        # it leaves workers alone that the user chose
+        note = "" if own else 'fit(tune="auto") finds it while training'
         if against is not None:
             note = f"that the numbers stay the same is not proven: {against}"
         if at.not_resident is None:

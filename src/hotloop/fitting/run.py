@@ -200,7 +200,8 @@ class FitRun:
         keeper = self.keeper
         num_rewinds = 0
         sources = (self.train_source, self.val_source)
-        workers = any(getattr(source, "num_workers", 0) for source in sources)
+        workers = self.settings.tune == "auto"  # which may start some
+        workers = workers or any(getattr(source, "num_workers", 0) for source in sources)
         with self.interrupt.listen(stopping=keeper is not None, workers=workers):
             try:
                 while True:

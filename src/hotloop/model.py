@@ -362,7 +362,7 @@ class KerasModel(nn.Module):
         Args:
             train_data: as for ``fit``.
             val_data: as for ``fit``.
-            seconds: to spend, at most (a single slow batch or step may run over).
+            seconds: to spend, at most (slow batches, or three steps that are slow, may run over).
             callbacks: called once each, as copies, to time them; what they write is written.
             **fit_arguments: what ``fit`` would be called with: batch_size, mixed_precision, ...
 

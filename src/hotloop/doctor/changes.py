@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,7 @@ from hotloop.doctor.alarm import OutOfTimeError, limited_to
 from hotloop.doctor.findings import Change
 from hotloop.doctor.reading import time_alone, with_workers
 from hotloop.doctor.residency import way_to_memory
-from hotloop.doctor.trial import StepTimes
+from hotloop.doctor.trial import StepTimes, Trial
 from hotloop.errors import HotloopError
 from hotloop.hardware import has_tf32
 from hotloop.nested import map_leaves
@@ -75,7 +77,7 @@ class Changes:
         share = 0.2 / len(counts)
         try:
             for count in counts:
-                if at.left > 0.15 * at.seconds:
+                if at.left > max(0.15 * at.seconds, 3 * at.reading.seconds):
                     found.loader.append(time_alone(loader, count, at.slice(share)))
         except (RuntimeError, OSError, TypeError, AttributeError) as error:
             found.notes.append(f"workers could not be tried ({str(error).splitlines()[0]})")
@@ -99,6 +101,10 @@ class Changes:
             after = found.total_seconds - (at.once_seconds - once) / at.settings.epochs
             note = "data is read once, by the loader's workers" if against is None else note
             self._add("workers", argument, after, "predicted", numbers, note)
+            return
+        steps = 2 * best.num_workers + 3
+        if not at.has_time(steps * max(1 / best.batches_per_second, at.alone.work)):
+            found.notes.append(f"no time was left to try {argument}")
             return
         quicker = with_workers(loader, best.num_workers)
         times = at.trial.time(quicker, at.slice(0.12), num_workers=best.num_workers)
@@ -154,15 +160,39 @@ class Changes:
         """
         at = self.at
         after, how = self.found.total_seconds - self.found.epoch_seconds[part], "predicted"
-        if at.left > 0.1 * at.seconds:
-            trial = at.make_trial(settings, metrics)
-            try:
+        if self._has_time_for(settings):
+            with contextlib.suppress(OutOfTimeError), self._other_trial(settings, metrics) as trial:
                 trial.settle(at.device_batches, at.slice(0.05))
                 times = at.time_as_served(trial, 0.08)
-            finally:
-                trial.close()
-            after, how = self._epoch_with(times, self._startup), "measured"
+                after, how = self._epoch_with(times, self._startup), "measured"
         self._add(part, argument, after, how, "same", "at most")
+
+    def _has_time_for(self, settings: Any) -> bool:
+        """Tell whether there is time for a trial under other settings."""
+        at = self.at
+        needed = max(0.1 * at.seconds, 5 * at.base.step)
+        if settings.compile:
+            needed = max(needed, self._compile_seconds)
+        return at.left > needed
+
+    @property
+    def _compile_seconds(self) -> float:
+        return _COMPILE_SECONDS if self.at.device.type == "cpu" else 3.0
+
+    @contextlib.contextmanager
+    def _other_trial(self, settings: Any, metrics: bool = True) -> Iterator[Trial]:
+        """Make a trial under other settings, and undo it.
+
+        Raises:
+            OutOfTimeError: a graph was not built in the time.
+        """
+        trial = self.at.make_trial(settings, metrics)
+        limit = limited_to(self.at.left) if settings.compile else contextlib.nullcontext()
+        try:
+            with limit:
+                yield trial
+        finally:
+            trial.close()
 
     @property
     def _startup(self) -> float:
@@ -173,6 +203,9 @@ class Changes:
         """Time steps of larger batches: alone, and where they gain, with the wait for them."""
         at, small = self.at, self.at.alone.batch_size
         if at.loader is not None and len(at.loader.dataset) < _LARGER * small:
+            return
+        if not at.has_time(2 * _LARGER * at.alone.work):
+            self.found.notes.append("no time was left to try a larger batch")
             return
         try:
             larger = map_leaves(at.device_batches[0], lambda leaf: _repeated(leaf, small))
@@ -196,7 +229,8 @@ class Changes:
         at, found, gain = self.at, self.found, self.batch_gain or 1.0
         predicted = found.total_seconds - at.alone.work * found.num_batches * (1 - 1 / gain)
         size = getattr(at.loader, "batch_size", None)
-        if size is None or found.total_seconds < _WORTHWHILE * predicted:
+        little_time = not at.has_time(3 * _LARGER * at.base.step)
+        if size is None or little_time or found.total_seconds < _WORTHWHILE * predicted:
             return predicted, "predicted"
         times = at.time_as_served(at.trial, 0.08, _LARGER)
         if times.batch_size != _LARGER * at.alone.batch_size:  # too few are in memory for a trial
@@ -208,13 +242,16 @@ class Changes:
         layout = self.at.trial.run.speedups.layout
         if layout is None or not layout.applied or self.at.left < 0.2 * self.at.seconds:
             return
-        trial = self.at.make_trial(self.at.settings)
-        trial.run.speedups.layout = None
+        if not self._has_time_for(self.at.settings):
+            return
         try:
-            trial.settle(self.at.device_batches, self.at.slice(0.05))
-            times = trial.time(self.at.device_batches, self.at.slice(0.05))
-        finally:
-            trial.close()
+            with self._other_trial(self.at.settings) as trial:
+                trial.run.speedups.layout = None
+                trial.settle(self.at.device_batches, self.at.slice(0.05))
+                times = trial.time(self.at.device_batches, self.at.slice(0.05))
+        except OutOfTimeError:
+            self.found.notes.append("channels_last was not compared: no graph was built in time")
+            return
         ratio = times.step / self.at.alone.step
         self.found.notes.append(
             f"channels_last is on by default, and a step is {ratio:.2f} times as fast with it"
@@ -235,27 +272,26 @@ class Changes:
 
     def _step_variant(self, name: str, argument: str, settings: Any, numbers: str) -> None:
         """Time steps under other settings."""
-        at = self.at
-        if at.left < 0.1 * at.seconds:
-            self.found.notes.append(f"no time was left to try {argument}")
-            return
-        trial = at.make_trial(settings)
+        at, times = self.at, None
         try:
-            trial.settle(at.device_batches, at.slice(0.1))
-            times = trial.time(at.device_batches, at.slice(0.08))
+            if self._has_time_for(settings):
+                with contextlib.suppress(OutOfTimeError), self._other_trial(settings) as trial:
+                    trial.settle(at.device_batches, at.slice(0.1))
+                    times = trial.time(at.device_batches, at.slice(0.08))
         except (RuntimeError, HotloopError) as error:
             self.found.notes.append(f"{argument} failed ({str(error).splitlines()[0]})")
             return
-        finally:
-            trial.close()
+        if times is None:
+            self.found.notes.append(f"no time was left to try {argument}")
+            return
         self._add(name, argument, self._with_step(times), "measured", numbers)
 
     def _compile(self) -> None:
         """Build a graph where there is time for it; what takes too long is interrupted."""
         at = self.at
-        if at.settings.compile or at.settings.exact:
+        if at.wants_graph or at.settings.exact:
             return
-        needed = _COMPILE_SECONDS if at.device.type == "cpu" else 3.0
+        needed = self._compile_seconds
         if at.left < needed:
             self.found.notes.append(
                 f"fit(compile=True) was not tried: it takes about {needed:.0f} s and "
@@ -266,7 +302,7 @@ class Changes:
         try:
             with limited_to(at.left - 2.0):
                 trial.settle(at.device_batches, at.slice(0.1))
-                trial.time(at.device_batches, 0.0)  # builds the graph
+                trial.time(at.device_batches, 0.0, most=at.left)  # builds the graph
                 times = trial.time(at.device_batches, at.slice(0.2))
         except OutOfTimeError:
             self.found.notes.append("fit(compile=True): the graph was not built in the time left")

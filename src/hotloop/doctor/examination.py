@@ -20,6 +20,7 @@ from hotloop.data.adapt import BatchSource
 from hotloop.data.feed import Feed
 from hotloop.data.purity import is_known_pure
 from hotloop.data.resident import SLOW_SECONDS, Declined, ResidentSource
+from hotloop.doctor.alarm import OutOfTimeError, limited_to
 from hotloop.doctor.callbacks import time_callbacks
 from hotloop.doctor.changes import MUCH_DATA, Changes
 from hotloop.doctor.findings import Diagnosis
@@ -31,6 +32,7 @@ from hotloop.doctor.mistakes import (
     mistakes_of_step,
     mistakes_of_use,
 )
+from hotloop.doctor.outside import time_saving, time_validation
 from hotloop.doctor.reading import Reading, examine, is_map_style, with_workers
 from hotloop.doctor.residency import reason_not_resident
 from hotloop.doctor.states import untouched
@@ -46,7 +48,7 @@ from hotloop.timing.report import MeasuredPeak
 
 _ASSUMED_BATCHES = 100
 _LEAST_SECONDS = 1.0
-_LARGE_CHECKPOINT = 2**30  # bytes that no trial writes unasked
+_TRIFLE = 0.01  # of the time, which a trial may take though none is left
 
 
 def diagnose(
@@ -108,6 +110,8 @@ class Examination:
         trial: the steps as ``fit`` would run them.
         reading: some batches, and how they were read.
         base: a step with its wait as it runs now.
+        alone: a step on a batch that is there.
+        wants_graph: whether the fit that is asked about compiles, whatever there is time for.
     """
 
     def __init__(
@@ -135,16 +139,15 @@ class Examination:
         self.device_batches: list[Any] = []
         self.not_resident: str | None = None
         self.once_seconds = self.startup_seconds = 0.0
+        self.wants_graph = bool(settings.compile)
 
     def run(self) -> None:
         """Run all trials that there is time for."""
         found = self.diagnosis
         self._read()
         self.device_batches = [to_device(batch, self.device) for batch in self.reading.batches]
-        self.trial.settle(self.device_batches, 0.1 * self.seconds)
-        facts = self._watch()
+        facts = self._run_steps()
         found.step_flops, found.step_bytes = facts.flops, facts.num_bytes
-        self.alone = self.trial.time(self.device_batches, 0.08 * self.seconds)
         self._measure_device()
         if self.device.type != "cpu":
             feed, batch = Feed(self.device), self.reading.batches[0]
@@ -180,6 +183,10 @@ class Examination:
         """Return seconds for a trial: a share of all, no more than a third of what is left."""
         return max(min(share * self.seconds, self.left / 3), 0.0)
 
+    def has_time(self, seconds: float) -> bool:
+        """Tell whether a trial of so many seconds fits into what is left; a trifle does."""
+        return seconds < max(self.left, _TRIFLE * self.seconds)
+
     def make_trial(self, settings: FitSettings, metrics: bool = True) -> Trial:
         """Return steps under other settings, without metrics where those are not wanted.
 
@@ -207,6 +214,32 @@ class Examination:
             raise DiagnosisError(f"{self.train.role} gave no batch: pass data with some.")
         self.reading = Reading(batches, seconds / len(batches))
 
+    def _run_steps(self) -> StepFacts:
+        """Run the first steps, as ``fit`` would; eagerly where a graph is not built in the time."""
+        if not self.settings.compile:
+            return self._time_alone()
+        try:
+            with limited_to(0.6 * self.left):
+                return self._time_alone()
+        except OutOfTimeError:
+            self.trial.close()
+        self.diagnosis.notes.append(
+            "the graph of fit(compile=True) was not built in the time: these are the times of "
+            "eager steps; pass more seconds"
+        )
+        self.settings = dataclasses.replace(self.settings, compile=False)
+        self.trial = self.make_trial(self.settings)
+        return self._time_alone()
+
+    def _time_alone(self) -> StepFacts:
+        """Time steps on batches that are there; return what one of them did."""
+        settled = self.trial.settle(self.device_batches, 0.1 * self.seconds)
+        facts = self._watch()
+        self.alone = settled
+        if self.has_time(3 * settled.step):
+            self.alone = self.trial.time(self.device_batches, 0.08 * self.seconds)
+        return facts
+
     def _watch(self) -> StepFacts:
         """Watch one eager step."""
         run = self.trial.run
@@ -222,17 +255,35 @@ class Examination:
         settings = self.settings
         if self.loader is None:
             self.not_resident = "it is no DataLoader over a data set with samples"
-            self.base = self.time_as_served(self.trial, 0.12)
+        else:
+            self.not_resident = reason_not_resident(
+                self.loader, self.reading, self.device, settings
+            )
+        if not self.has_time(3 * (self.alone.work + self.reading.seconds)):
+            self.base = self._predicted_base()
+        else:
+            self.base = self.time_as_served(self.trial, 0.1 if self.not_resident is None else 0.15)
+        if self.loader is None:
             return
-        self.not_resident = reason_not_resident(self.loader, self.reading, self.device, settings)
         if self.not_resident is None:
-            self.base = self.time_as_served(self.trial, 0.1)
             self.once_seconds = self.reading_once(self.loader.num_workers)
-            return
-        self.base = self.time_as_served(self.trial, 0.15)
-        if self.loader.num_workers:
+        elif self.loader.num_workers:
             per_epoch = 1 if not self.loader.persistent_workers else 1 / settings.epochs
             self.startup_seconds = self.base.startup_seconds * per_epoch
+
+    def _predicted_base(self) -> StepTimes:
+        """Return what steps take with their wait for data, from the time that reading takes."""
+        wait, workers = self.reading.seconds, getattr(self.train.batches, "num_workers", 0)
+        if self.not_resident is None:
+            wait = 0.0
+        elif workers:
+            wait = max(wait / workers - self.alone.work, 0.0)
+        self.diagnosis.notes.append(
+            "no time was left to run steps with their loader: the wait for data is predicted from "
+            "reading a batch"
+        )
+        seconds = {**self.alone.seconds, "data": wait}
+        return StepTimes(seconds, self.alone.num_steps, self.alone.batch_size)
 
     def reading_once(self, num_workers: int) -> float:
         """Return the seconds for reading all data once, as before it is served from memory."""
@@ -289,57 +340,18 @@ class Examination:
         known = {"data", "transfer", "transform", "metrics", *COMPUTE}
         parts["rest"] = sum(v for k, v in step.items() if k not in known) * count
         if self.val is not None:
-            parts["validation"] = self._time_validation()
+            parts["validation"] = time_validation(self, self.val)
         seconds, notes = time_callbacks(self.callbacks, self.trial.model, self.settings)
         found.notes += notes
         if seconds:
             parts["callbacks"] = sum(seconds.values())
-        parts["checkpoint"] = self._time_saving()
+        parts["checkpoint"] = time_saving(self)
         found.epoch_seconds = {name: value for name, value in parts.items() if value > 0}
         if self.once_seconds:
             found.notes.append(
                 f"fit serves train_data from memory: it is read once, about "
                 f"{self.once_seconds:.2g} s, spread here over {self.settings.epochs} epochs"
             )
-
-    def _time_saving(self) -> float:
-        """Return the seconds for saving the weights, as after an epoch that was the best so far."""
-        num_bytes = sum(tensor.nbytes for tensor in self.model.net.state_dict().values())
-        own = type(self.model).save_ckpt.__module__ != "hotloop.model"
-        if own or num_bytes > _LARGE_CHECKPOINT or self.left < 0.1 * self.seconds:
-            reason = "save_ckpt is your own" if own else "that would take too long"
-            self.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")
-            return 0.0
-        started = time.perf_counter()
-        self.trial.run.best.keep()
-        first = time.perf_counter() - started
-        if first > 0.01 * self.seconds:
-            return first
-        started = time.perf_counter()  # the first time imports, and makes the file
-        self.trial.run.best.keep()
-        return min(first, time.perf_counter() - started)
-
-    def _time_validation(self) -> float:
-        """Return the seconds of an epoch's validation."""
-        assert self.val is not None
-        loader: Any = self.val.batches
-        if self.val.num_batches is None:
-            self.diagnosis.notes.append(
-                f"{self.val.role} does not know its number of batches: validation is left out"
-            )
-            return 0.0
-        if not is_map_style(loader):
-            times = self.trial.time(loader, self.slice(0.05), "val")
-            return times.step * self.val.num_batches
-        reading = examine(loader, 0.02 * self.seconds, max_batches=2)
-        resident = reason_not_resident(loader, reading, self.device, self.settings)
-        batches = [to_device(batch, self.device) for batch in reading.batches]
-        step = self.trial.time(batches, self.slice(0.03), "val").step
-        if resident is not None:
-            # workers read beside the steps
-            workers = loader.num_workers
-            step = max(reading.seconds / workers, step) if workers else reading.seconds + step
-        return step * self.val.num_batches
 
     def _measure_device(self) -> None:
         """Measure the device's rates."""

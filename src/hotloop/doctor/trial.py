@@ -97,14 +97,18 @@ class Trial:
         """Undo what the trial changed in this process."""
         self.run.speedups.undo()
 
-    def settle(self, batches: list[Any], seconds: float) -> None:
-        """Run steps until what is chosen while training is chosen: threads, layout, a graph."""
+    def settle(self, batches: list[Any], seconds: float) -> StepTimes:
+        """Run steps until what is chosen while training is chosen: threads, layout, a graph.
+
+        Returns:
+            What the last few took.
+        """
         deadline = time.perf_counter() + seconds
         threads = self.run.speedups.threads
-        while time.perf_counter() < deadline:
-            self.time(batches, 0.0)
-            if threads is None or threads.done:
-                break
+        while True:
+            times = self.time(batches, 0.0, most=deadline - time.perf_counter())
+            if threads is None or threads.done or time.perf_counter() >= deadline:
+                return times
 
     def time(
         self,
@@ -112,6 +116,7 @@ class Trial:
         seconds: float,
         stage: str = "train",
         num_workers: int = 0,
+        most: float | None = None,
     ) -> StepTimes:
         """Time steps on ``batches``, again and again, for about so many seconds.
 
@@ -120,11 +125,18 @@ class Trial:
             seconds: to spend; at least a few steps are run.
             stage: "train" or "val".
             num_workers: that read the batches.
+            most: seconds after which slow steps end: one to warm up and one that is timed are run
+                in any case. A few times ``seconds`` when not given.
         """
+        if most is None:
+            most = (4 if num_workers else 2) * seconds  # what workers deliver comes in bursts
         # what workers read beside the first batch comes for nothing, and says nothing of the rest
         warm_up = max(_WARM_UP_STEPS, num_workers + 1)
         limited = _Limited(
-            batches, seconds, (warm_up, max(num_workers, 1)), lambda: synchronize(self.device)
+            batches,
+            (seconds, most),
+            (warm_up, max(num_workers, 1)),
+            lambda: synchronize(self.device),
         )
         source = BatchSource(limited, "train_data", self.device)
         self.run._run_stage(stage, source, epoch=1)
@@ -151,21 +163,23 @@ class _Limited:
     def __init__(
         self,
         batches: Iterable[Any],
-        seconds: float,
+        seconds: tuple[float, float],
         counts: tuple[int, int],
         settle: Callable[[], None],
     ) -> None:
-        self._batches, self._seconds, self._settle = batches, seconds, settle
+        self._batches, self._settle = batches, settle
+        self._seconds, self._most = seconds
         self._warm_up, self._burst = counts
         self.first_wait = self.measured_wait = self.measured_from = self.measured_until = 0.0
         self.num_measured = self.batch_size = 0
 
     def __iter__(self) -> Iterator[Any]:
         warm = False
-        asked = started = time.perf_counter()
+        asked = started = begun = time.perf_counter()
         for number, batch in enumerate(_again_and_again(self._batches)):
             now = time.perf_counter()
             if number == 0:
+                begun = now
                 self.first_wait = now - asked
                 self.batch_size = count_samples(batch)
             if warm:
@@ -173,14 +187,15 @@ class _Limited:
                 self.num_measured += 1
             yield batch
             # slow steps need no long warm-up beside what they take
-            slow = time.perf_counter() - started > 0.3 * self._seconds > 0
+            slow = time.perf_counter() - begun > 0.15 * self._most
             if not warm and (slow or number == self._warm_up - 1):
                 warm = True
                 self._settle()
                 started = self.measured_from = time.perf_counter()
             asked = time.perf_counter()
             whole = self.num_measured >= 2 and self.num_measured % self._burst == 0
-            if whole and asked - started > self._seconds:
+            over = self.num_measured >= 1 and asked - begun > self._most
+            if over or (whole and asked - started > self._seconds):
                 self._settle()  # the steps' kernels are part of their time; ending workers is not
                 self.measured_until = time.perf_counter()
                 return

@@ -391,10 +391,13 @@ class KerasModel(nn.Module):
             Printed, it is a list; ``table()`` is a DataFrame, ``plot()`` a stacked chart.
 
         Raises:
-            SettingsError: there was no fit yet.
+            SettingsError: there was no fit yet, or it failed in processes that it had started.
         """
         if self._clock is None or self.accelerator is None:
-            raise SettingsError("there is no time to report, for fit was not called: call it first")
+            raise SettingsError(
+                "there is no time to report, for fit was not called, or failed in processes that "
+                "it had started: call it first"
+            )
         return TimeReport(self._clock, str(self.accelerator.device), self.measured_peak)
 
     def save_ckpt(

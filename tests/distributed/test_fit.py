@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, load_weights
+from hotloop.errors import LabelError, SettingsError
 
 
 def train(small, batch_size, **options):
@@ -27,6 +28,31 @@ def train(small, batch_size, **options):
         **{"epochs": 3, "cpu": True, "plot": False, "quiet": True, **options},
     )
     return model, history, torch.rand(3)
+
+
+def test_the_times_of_the_main_process_come_back_and_tune_says_why_it_does_nothing(small, capfd):
+    options = {"epochs": 1, "resident_budget": 0}
+    model, _, _ = train(small, 10, **options)
+    assert model.time_report().num_steps == 20 + 20
+
+    data = TensorDataset(*small)
+    model.fit(DataLoader(data, 10), cpu=True, plot=False, devices=2, tune="auto", **options)
+    report = model.time_report()
+    assert [(stage.stage, stage.num_steps) for stage in report.stages if stage.num_steps] == [
+        ("train", 10)
+    ]
+    assert report.seconds["backward"] > 0
+    reason = "train_data keeps its loader as it is: several processes train together"
+    assert capfd.readouterr().out.count(reason) == 1
+
+
+def test_a_fit_that_failed_in_its_processes_shows_no_earlier_times(small):
+    model, _, _ = train(small, 10, epochs=1)
+    labels = torch.full_like(small[1], 7)  # there are two classes
+    with pytest.raises(LabelError):
+        model.fit((small[0], labels), epochs=1, cpu=True, plot=False, quiet=True, devices=2)
+    with pytest.raises(SettingsError, match="failed in processes that it had started"):
+        model.time_report()
 
 
 def test_the_numbers_of_one_process(small, capfd):

@@ -81,6 +81,19 @@ def test_the_line_is_said_after_fit(capsys):
     assert model.time_report().peak_share is None
 
 
+def test_the_share_of_the_peak_is_of_the_samples_that_were_trained_on():
+    model = planted.make_model()
+    fit(model, planted.make_loader(planted.Plain(240), batch_size=64))
+    report = model.time_report()
+    seconds = sum(report.seconds[part] for part in ("forward", "backward", "optimizer"))
+    trained = [stage for stage in report.stages if stage.stage == "train"]
+    assert [stage.num_samples for stage in trained] == [240, 240]
+    # counted in steps of 16 samples, before the batches became larger; the last ones have 48
+    model.measured_peak = MeasuredPeak(16_000, 16, 1e9, "cpu")
+    share = model.time_report().peak_share
+    assert share == pytest.approx(1000 * 480 / seconds / 1e9)
+
+
 def test_a_step_of_the_users_own_is_one_piece():
     class Own:
         def __init__(self, net, loss_fn, accelerator, stage="train", metrics_dict=None,

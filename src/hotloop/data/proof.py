@@ -15,6 +15,7 @@ from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches, replay_is_faithful
 from hotloop.data.workers import can_fork
 from hotloop.data.working_time import working_seconds
+from hotloop.distributed.processes import world_size
 from hotloop.nested import iterate_leaves
 
 _PROBE_SAMPLES = 32
@@ -54,6 +55,8 @@ def prove_workers(loader: Any) -> Proof:
 
 
 def _reason_by_looking(loader: Any) -> str | None:
+    if world_size() > 1:
+        return "several processes train together, and their workers would share the cores"
     if type(loader) is not DataLoader:
         return f"it is a {type(loader).__name__}, whose reading is unknown"
     dataset: Any = loader.dataset

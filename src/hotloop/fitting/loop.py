@@ -117,6 +117,7 @@ class EpochRunner:
             if clock.detailed:
                 clock.lap(last_part)
             num_samples = count_samples(batch)
+            clock.count_samples(num_samples)
             if not getattr(step_runner, "left_out", False):
                 for name, value in losses.items():
                     self.log(name).append(value, num_samples)

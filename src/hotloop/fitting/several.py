@@ -24,15 +24,16 @@ from hotloop.fitting.trainable import place
 from hotloop.metrics.accumulate import named_metrics
 
 _NAMES = ("ckpt_path", "epochs", "monitor", "mode", "patience", "history", "best_score",
-          "best_epoch", "from_scratch")  # fmt: skip
+          "best_epoch", "from_scratch", "_clock")  # fmt: skip
 
 
 def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) -> None:
     """Fit the model in one new process for each device.
 
     Net, loss, optimizer, scheduler and history of ``model`` are afterwards as after a fit in this
-    process; so are torch's random numbers, but for what the net drew. After an error the net is as
-    it was, and the history holds the finished epochs.
+    process; so are torch's random numbers, but for what the net drew. The times are those of the
+    main process. After an error the net is as it was, the history holds the finished epochs, and
+    there are no times.
 
     Args:
         model: a ``KerasModel``.
@@ -57,6 +58,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     interrupt, replay = Interrupt(), Replay(progress)
     processes = Processes(plan.devices, replay, lambda: interrupt.requested)
     before, model.accelerator, model.history = model.accelerator, None, {}
+    model._clock = None  # an earlier fit's
     rng_state = torch.get_rng_state()
     objects = {"work": _fit_here, "model": model, "rng_state": rng_state, **arguments}
     try:

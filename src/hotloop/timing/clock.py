@@ -35,6 +35,7 @@ class StageTimes:
         device_seconds: the device's own seconds by phase, of the sampled steps alone; "data" is
             how long it had nothing to do before a step. None without an accelerator.
         step_seconds_std: standard deviation of the sampled steps, without their waits.
+        num_samples: in these steps; 0 where nobody counted.
     """
 
     epoch: int
@@ -44,6 +45,7 @@ class StageTimes:
     seconds: dict[str, float] = field(default_factory=dict)
     device_seconds: dict[str, float] | None = None
     step_seconds_std: float = math.nan
+    num_samples: int = 0
 
     @property
     def total(self) -> float:
@@ -85,7 +87,7 @@ class StepClock:
         self._laps: dict[str, float] = {}
         self._epoch, self._stage, self._started = 0, "", perf_counter()
         self._mark = self._last = self._wait = self._work = 0.0
-        self._num_steps = self._num_sampled = self._until_detail = 0
+        self._num_steps = self._num_sampled = self._until_detail = self._num_samples = 0
         self._mean = self._squares = 0.0
         self._sets_up, self._random = False, 1
         self._steps_before = 0  # training steps of earlier epochs
@@ -95,7 +97,7 @@ class StepClock:
         self._keep_between()
         self._epoch, self._stage = epoch, stage
         self._laps, self._wait, self._work = {}, 0.0, 0.0
-        self._num_steps = self._num_sampled = self._until_detail = 0
+        self._num_steps = self._num_sampled = self._until_detail = self._num_samples = 0
         self._mean = self._squares = 0.0
         self.detailed = self._sets_up = False
         self._started = self._mark = perf_counter()
@@ -131,6 +133,10 @@ class StepClock:
                 self.set_up()
             if self._events is not None:
                 self._events.record("data")
+
+    def count_samples(self, num_samples: int) -> None:
+        """Count the samples of the running step."""
+        self._num_samples += num_samples
 
     def lap(self, phase: str) -> None:
         """Count the time since the last lap of this step as ``phase``'s."""
@@ -183,7 +189,7 @@ class StepClock:
         # without a step of the loop's own, an EpochRunner of the user's did the work
         other = "rest" if self._num_steps else "step"
         seconds[other] = seconds.get(other, 0.0) + max(left, 0.0)
-        times.seconds = seconds
+        times.seconds, times.num_samples = seconds, self._num_samples
         if self._num_sampled > 1:
             times.step_seconds_std = math.sqrt(self._squares / (self._num_sampled - 1))
         if self._events is not None:

@@ -85,14 +85,16 @@ class TimeReport:
     def peak_share(self) -> float | None:
         """The share of the device's measured float32 peak that training's compute reached.
 
-        None where the peak was not measured, or no training step ran.
+        None where the peak was not measured, or no training step ran. The operations that were
+        counted in a step are taken to grow with its samples: batches may have become larger.
         """
-        train = [stage for stage in self.stages if stage.stage == "train" and stage.num_steps]
+        train = [stage for stage in self.stages if stage.stage == "train" and stage.num_samples]
         seconds = sum(_as_seen(stage).get(name, 0.0) for stage in train for name in COMPUTE)
-        num_steps = sum(stage.num_steps for stage in train)
+        num_samples = sum(stage.num_samples for stage in train)
         if self.peak is None or not seconds:
             return None
-        return self.peak.step_flops * num_steps / seconds / self.peak.flops_per_second
+        flops = self.peak.step_flops / self.peak.batch_size * num_samples
+        return flops / seconds / self.peak.flops_per_second
 
     def line(self) -> str:
         """Return the run's times as one line."""

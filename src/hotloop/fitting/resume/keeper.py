@@ -163,7 +163,8 @@ class RunKeeper:
         if every is not None and self.step % every == 0:
             self._due = True
         if self.run.interrupt.requested:
-            self.save(at_once=True)
+            with self.run.clock.phase("checkpoint"):
+                self.save(at_once=True)
         elif self._due or self._next_time != float("inf") or self._retry_at != float("inf"):
             self._save_if_due()
 
@@ -199,7 +200,8 @@ class RunKeeper:
     def finish(self) -> None:
         """Save the end of the last epoch, where that was put off."""
         if self._due:
-            self.save(at_once=True, between_epochs=True)
+            with self.run.clock.phase("checkpoint"):
+                self.save(at_once=True, between_epochs=True)
 
     def save(
         self, at_once: bool = False, between_epochs: bool = False, reading: bool = False
@@ -349,7 +351,8 @@ class RunKeeper:
         if self._writer.busy:
             self._due = True
             return
-        self.save()
+        with self.run.clock.phase("checkpoint"):
+            self.save()
 
     def _look_at_outcome(self) -> None:
         """Tell a failure of the last write once, and that it works again."""

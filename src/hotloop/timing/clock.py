@@ -142,6 +142,11 @@ class StepClock:
         if self._events is not None:
             self._events.record(phase)
 
+    def mark(self, phase: str) -> None:
+        """End a part of the step on the device alone; what the host does of it is added."""
+        if self.detailed and self._events is not None:
+            self._events.record(phase)
+
     def set_up(self) -> None:
         """Count the running step's work as setup: it did what a run does once."""
         self.detailed = self._sets_up = True

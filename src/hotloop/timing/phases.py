@@ -23,7 +23,7 @@ PHASES = (
 """In the order of tables and plots.
 
 - data: waiting for the next batch (reading and collating it where no worker does that).
-- transfer: pinning a batch and queueing its copy to the device.
+- transfer: pinning a batch and copying it to the device, as far as steps wait for that.
 - transform: ``batch_transform`` and the change of memory layout.
 - metrics: updating metric objects, and computing their values at the end of a stage.
 - checkpoint: writing the best weights, saving the run.

@@ -288,6 +288,7 @@ class RunKeeper:
         write_training(model, run.accelerator.scaler, state["training"])
         self.epoch, self.step = about["epoch"], checkpoint.step
         self._saved_step = self.step
+        run.clock.go_on_from(self.step)
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
         self._restore_best(checkpoint)

@@ -7,6 +7,7 @@ import re
 
 import planted_doctor as planted
 import pytest
+import torch
 
 from hotloop.errors import SettingsError
 
@@ -61,3 +62,18 @@ def test_memory_without_steps_is_refused(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="make it first"):
         fit(planted.make_model(), tmp_path / "nowhere", trace_steps=(1, 2))
+
+
+def test_steps_are_counted_on_after_a_resume(tmp_path, capsys):
+    options = {"plot": False, "cpu": True, "ckpt_path": tmp_path / "checkpoint", "resume": True}
+    torch.manual_seed(0)
+    model, loader = planted.make_model(), planted.make_loader()
+    model.fit(loader, epochs=1, **options)  # 15 steps
+    model = planted.make_model()
+    model.fit(loader, epochs=2, trace_steps=(18, 19), trace_path=tmp_path / "trace.json", **options)
+    assert steps_in(tmp_path / "trace.json")[0] == [18, 19]
+    assert model.time_report().seconds["setup"] > 0  # of the first step here
+    model = planted.make_model()
+    model.fit(loader, epochs=3, trace_steps=(1, 2), trace_path=tmp_path / "none.json", **options)
+    assert "no trace: the run goes on from step 31, after step 2" in capsys.readouterr().out
+    assert not (tmp_path / "none.json").exists()

@@ -88,7 +88,7 @@ def diagnose(
     owners = [source.batches for source in (train_source, val_source) if source is not None]
     printed = io.StringIO()  # what the user's own code prints in every step of a trial
     with (
-        untouched(model, *owners, *callbacks),
+        untouched(model, settings.batch_transform, *owners, *callbacks),
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(printed),
     ):

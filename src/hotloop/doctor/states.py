@@ -29,7 +29,7 @@ def untouched(model: nn.Module, *owners: Any) -> Iterator[None]:
 
     Args:
         model: whose copies are tried.
-        *owners: loaders, data sets, callbacks.
+        *owners: loaders, data sets, callbacks, a transform.
     """
     states, devices = RandomStates.read(), _device_states()
     restores = [restore for owner in (model, *owners) for restore in _generator_states(owner)]

@@ -19,6 +19,7 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.hardware import synchronize
 from hotloop.nested import count_samples
+from hotloop.timing.report import as_seen
 
 _WARM_UP_STEPS = 3
 
@@ -145,7 +146,7 @@ class Trial:
         total = (limited.measured_until or time.perf_counter()) - limited.measured_from
         steps = max(limited.num_measured, 1)
         # what steps did, as shares of the time after the warm-up
-        known = {k: v for k, v in measured.seconds.items() if k not in ("setup", "data") and v}
+        known = {k: v for k, v in as_seen(measured).items() if k not in ("setup", "data") and v}
         data, others = limited.measured_wait / steps, sum(known.values())
         scale = max(total / steps - data, 0.0) / others if others else 0.0
         phases = {phase: value * scale for phase, value in known.items()}

@@ -87,7 +87,7 @@ class EpochRunner:
             the stage before them.
         """
         step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
-        last_part = "metrics" if isinstance(step_runner, StepRunner) else "step"
+        own_step = type(step_runner).__call__ is not StepRunner.__call__
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
         self.metrics, self._source = metrics, dataloader
         display = _Display(self.stage, progress, metrics, self.logs, self.flush, clock)
@@ -114,8 +114,8 @@ class EpochRunner:
             except RuntimeError as error:
                 self._explain_devices(error, batch)
                 raise
-            if clock.detailed:
-                clock.lap(last_part)
+            if clock.detailed and own_step:
+                clock.lap("step")
             num_samples = count_samples(batch)
             clock.count_samples(num_samples)
             if not getattr(step_runner, "left_out", False):
@@ -306,7 +306,8 @@ class _Display:
         if self._readback.in_flight:
             values = self._readback.take()
             if values is not None:
-                self.progress.show(dict(zip(self._names, values, strict=True)))
+                with self.clock.phase("display"):
+                    self.progress.show(dict(zip(self._names, values, strict=True)))
         elif due:
             with self.clock.phase("display"):
                 self._show(step_values)

@@ -36,6 +36,10 @@ class Step(Protocol):
         """Return a loss as a number where reading it waits for nothing."""
         ...
 
+    def lap(self, phase: str) -> None:
+        """Count what was done since the last lap as a phase's."""
+        ...
+
     def drop_gradients(self) -> bool:
         """Drop what a failed backward pass left; False where earlier batches' would go too."""
         ...
@@ -88,6 +92,7 @@ class MicroBatches:
         if len(parts) == 1:
             output = step.forward(batch)
             loss = step.read_loss(output.loss, batch)
+            step.lap("forward")
             step.add_gradients(output.loss, num_samples)
             return replace(output, loss=loss)
         by_sum = getattr(step.loss_fn, "reduction", "mean") == "sum"
@@ -96,6 +101,7 @@ class MicroBatches:
             output = step.forward(part)
             share = 1.0 if by_sum else count_samples(part) / num_samples
             step.read_loss(output.loss, part)
+            step.lap("forward")
             step.add_gradients(output.loss * share, num_samples, first=not outputs)
             outputs.append((share, _detached(output)))
         joined = _joined(outputs)

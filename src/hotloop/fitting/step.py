@@ -145,6 +145,8 @@ class StepRunner:
                     self._updates.add(preds, output.labels)
                 else:
                     update_metrics(self.metrics_dict, preds, output.labels)
+        if clock.detailed:
+            clock.lap("metrics")
         losses: dict[str, Any] = {f"{self.stage}_loss": loss}
         for name, value in (output.extra or {}).items():
             losses[f"{self.stage}_{name}"] = _detach(value)
@@ -189,7 +191,13 @@ class StepRunner:
             micro_batches.make_room(self, batch, failed)
         output = micro_batches.train(self, batch)
         self.finish_batch()
+        self.lap("optimizer")
         return output
+
+    def lap(self, phase: str) -> None:
+        """Count what the step did since the last lap as ``phase``'s, where it is timed in parts."""
+        if self.options.clock.detailed:
+            self.options.clock.lap(phase)
 
     def take_left_out(self) -> list[tuple[int, str]]:
         """Return number and reason of steps that the device left out by itself; waits for it."""

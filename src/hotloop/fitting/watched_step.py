@@ -37,7 +37,9 @@ class WatchedStep:
         """
         self.runner.left_out = False
         output = self._train_gated(batch) if self._can_gate() else None
-        return self._train_waiting(batch) if output is None else output
+        output = self._train_waiting(batch) if output is None else output
+        self.runner.lap("optimizer")  # looking at gradients is part of the update
+        return output
 
     def take_left_out(self) -> list[tuple[int, str]]:
         """Return number and reason of steps that the device left out by itself; waits for it."""
@@ -50,6 +52,7 @@ class WatchedStep:
             output: StepOutput = options.micro_batches.train(runner, batch)
         else:
             output = runner.forward(batch)
+            runner.lap("forward")
             runner.add_gradients(output.loss, runner.accelerator.batch_size(batch))
         loss = float(output.loss)  # sync: asked for by on_non_finite
         if runner.accelerator.scaler is not None:
@@ -96,6 +99,7 @@ class WatchedStep:
         self._buffers.note()
         try:
             output: StepOutput = runner.forward(batch)
+            runner.lap("forward")
             runner.add_gradients(output.loss, runner.accelerator.batch_size(batch))
         except RuntimeError as error:
             if not is_out_of_memory(error) or runner.options.micro_batches is None:

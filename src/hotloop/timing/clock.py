@@ -90,7 +90,8 @@ class StepClock:
         self._num_steps = self._num_sampled = self._until_detail = self._num_samples = 0
         self._mean = self._squares = 0.0
         self._sets_up, self._random = False, 1
-        self._steps_before = 0  # training steps of earlier epochs
+        self._steps_before = 0  # training steps of earlier epochs, of an earlier process too
+        self._begins = True  # the first training step of this process is setup
 
     def begin_stage(self, stage: str, epoch: int) -> None:
         """Begin "train" or "val" of an epoch; what was added since the last stage is kept."""
@@ -101,6 +102,10 @@ class StepClock:
         self._mean = self._squares = 0.0
         self.detailed = self._sets_up = False
         self._started = self._mark = perf_counter()
+
+    def go_on_from(self, step: int) -> None:
+        """Count training steps on from ``step`` of the run, which an earlier process did."""
+        self._steps_before = step
 
     def begin_wait(self) -> None:
         """End a step's work, and begin the wait for the next batch."""
@@ -129,7 +134,8 @@ class StepClock:
         if self.trace is not None and self._stage == "train":
             self.trace.begin_step(self._steps_before + self._num_steps)
         if self.detailed:
-            if self._stage == "train" and self._steps_before + self._num_steps == 1:
+            if self._stage == "train" and self._begins:
+                self._begins = False
                 self.set_up()
             if self._events is not None:
                 self._events.record("data")
@@ -146,6 +152,11 @@ class StepClock:
         self._laps[phase] = self._laps.get(phase, 0.0) + now - self._last
         self._last = now
         if self._events is not None:
+            self._events.record(phase)
+
+    def mark(self, phase: str) -> None:
+        """End a part of the step on the device alone; what the host does of it is added."""
+        if self.detailed and self._events is not None:
             self._events.record(phase)
 
     def set_up(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 COMPUTE = ("forward", "backward", "optimizer", "graph", "step")
-"""Of a training or validation step; "graph" is a whole step replayed as one graph, "step" a whole
-step of a StepRunner, or a whole stage of an EpochRunner, of the user's own."""
+"""Of a training or validation step; "graph" is a whole step replayed as one graph, "step" what a
+StepRunner of the user's own does beside hotloop's, or a whole stage of such an EpochRunner."""
 
 PHASES = (
     "data",
@@ -23,10 +23,10 @@ PHASES = (
 """In the order of tables and plots.
 
 - data: waiting for the next batch (reading and collating it where no worker does that).
-- transfer: pinning a batch and queueing its copy to the device.
+- transfer: pinning a batch and copying it to the device, as far as steps wait for that.
 - transform: ``batch_transform`` and the change of memory layout.
 - metrics: updating metric objects, and computing their values at the end of a stage.
-- checkpoint: writing the best weights.
+- checkpoint: writing the best weights, saving the run.
 - display: drawing the bar; printing the epoch's line.
 - setup: reading data into memory, the first step of a run, building a graph.
 - rest: everything else of the loop.

@@ -55,12 +55,13 @@ class TimeReport:
         """Seconds of the whole run by phase, in the order of ``PHASES``; zero ones left out.
 
         On an accelerator the parts of steps are the device's (what it did between a step's first
-        and last part, and how long it waited before), scaled to the time of the stage: the host
-        only queues that work, and its own times show nothing of it.
+        and last part, and how long it waited before, for a batch to be read and for it to be
+        pinned and copied), scaled to the time of the stage: the host only queues that work, and
+        its own times show nothing of it.
         """
         totals: dict[str, float] = {}
         for stage in self.stages:
-            for phase, value in _as_seen(stage).items():
+            for phase, value in as_seen(stage).items():
                 totals[phase] = totals.get(phase, 0.0) + value
         return {phase: totals[phase] for phase in PHASES if totals.get(phase)}
 
@@ -89,7 +90,7 @@ class TimeReport:
         counted in a step are taken to grow with its samples: batches may have become larger.
         """
         train = [stage for stage in self.stages if stage.stage == "train" and stage.num_samples]
-        seconds = sum(_as_seen(stage).get(name, 0.0) for stage in train for name in COMPUTE)
+        seconds = sum(as_seen(stage).get(name, 0.0) for stage in train for name in COMPUTE)
         num_samples = sum(stage.num_samples for stage in train)
         if self.peak is None or not seconds:
             return None
@@ -141,7 +142,7 @@ class TimeReport:
         bottom = [0.0] * len(epochs)
         for index, phase in enumerate(self.seconds):
             heights = [
-                sum(_as_seen(s).get(phase, 0.0) for s in self.stages if s.epoch == epoch)
+                sum(as_seen(s).get(phase, 0.0) for s in self.stages if s.epoch == epoch)
                 for epoch in epochs
             ]
             axes.bar(epochs, heights, bottom=bottom, label=phase, color=f"C{index % 10}",
@@ -172,7 +173,7 @@ class TimeReport:
         return f"<p>{self.line()}</p>{html}"
 
 
-def _as_seen(stage: StageTimes) -> dict[str, float]:
+def as_seen(stage: StageTimes) -> dict[str, float]:
     """Return a stage's seconds, on an accelerator with the device's division of the steps."""
     device = {k: v for k, v in (stage.device_seconds or {}).items() if k in _ON_DEVICE}
     measured = sum(device.values())

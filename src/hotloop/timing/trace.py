@@ -57,6 +57,8 @@ class StepTrace:
             return
         self._close_range()
         if step > self.last:
+            if self._profile is None:
+                self._say(f"no trace: the run goes on from step {step}, after step {self.last}")
             self._write()
         elif step >= self.first:
             if self._profile is None:

@@ -25,6 +25,7 @@ class Run(Protocol):
     speedups: Any
     interrupt: Any
     progress: Any
+    clock: Any
     monitor: str
 
 

@@ -168,7 +168,8 @@ class RunKeeper:
         if every is not None and self.step % every == 0:
             self._due = True
         if self.run.interrupt.requested:
-            self.save(at_once=True)
+            with self.run.clock.phase("checkpoint"):
+                self.save(at_once=True)
         elif self._due or self._writer.failed or self._has_time_to_save:
             self._save_if_due()
 
@@ -204,7 +205,8 @@ class RunKeeper:
     def finish(self) -> None:
         """Save the end of the last epoch, where that was put off."""
         if self._due:
-            self.save(at_once=True, between_epochs=True)
+            with self.run.clock.phase("checkpoint"):
+                self.save(at_once=True, between_epochs=True)
 
     def save(
         self, at_once: bool = False, between_epochs: bool = False, reading: bool = False
@@ -262,6 +264,7 @@ class RunKeeper:
         write_training(model, run.accelerator.scaler, state["training"])
         self.epoch, self.step = about["epoch"], checkpoint.step
         self._writer.saved_step = self.step
+        run.clock.go_on_from(self.step)
         model.history = copy.deepcopy(state["history"])
         run.stopping.load_state_dict(state["stopping"])
         self._restore_best(checkpoint)
@@ -325,7 +328,8 @@ class RunKeeper:
         if self._writer.busy:
             self._due = True
             return
-        self.save()
+        with self.run.clock.phase("checkpoint"):
+            self.save()
 
     def _restore_best(self, checkpoint: Checkpoint) -> None:
         """Put the best weights back, as they were at the checkpoint."""

@@ -69,7 +69,7 @@ class Named(planted.Plain):
     ids=["stream", "sized stream", "stream with a worker", "no batch size", "subclass"],
 )
 def test_streams_are_diagnosed(make, num_batches):
-    found = planted.make_model().diagnose(make(), make(), seconds=2, **SETTINGS)
+    found = planted.make_model().diagnose(make(), make(), seconds=5, **SETTINGS)
     assert (found.num_batches, found.batch_size) == (num_batches, 8)
     assert found.loader == []  # no other loader can be built like it
     assert {"workers", "resident"}.isdisjoint(change.name for change in found.changes)

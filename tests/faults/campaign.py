@@ -167,6 +167,13 @@ def train_undisturbed(job: str, folder: Path) -> tuple[dict[str, Any], float]:
     return outcomes[0], min(seconds)
 
 
+def scheduled(number: int, jobs: list[str]) -> tuple[str, str]:
+    """Return job and kind of fault of a run; each job meets each kind that it can in turn."""
+    turn, place = divmod(number, len(jobs))
+    kinds = [kind for kind in _ENDS if kind != WORKER or "workers" in jobs[place]]
+    return jobs[place], kinds[(turn + place) % len(kinds)]
+
+
 def campaign(num_kills: int, jobs: list[str], seed: int, folder: Path) -> dict[str, Any]:
     """Disturb runs of each job in turn until there were so many kills; return what came of it."""
     rng = random.Random(seed)
@@ -180,9 +187,7 @@ def campaign(num_kills: int, jobs: list[str], seed: int, folder: Path) -> dict[s
     different = []
     number = num_done = 0
     while number < len(jobs) or num_done < num_kills:
-        job = jobs[number % len(jobs)]
-        kinds = [kind for kind in _ENDS if kind != WORKER or "workers" in job]
-        kind = kinds[(number + number // len(jobs)) % len(kinds)]
+        job, kind = scheduled(number, jobs)
         where = folder / f"{number:04d}-{job}"
         where.mkdir()
         number += 1

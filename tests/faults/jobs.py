@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassF1Score
 from zoo import Transformer, make_gan_model
 
 from hotloop import KerasModel
+from hotloop.data.reading import leave_with_parent
 
 ROWS, EPOCHS = 600, 3
 
@@ -115,6 +116,22 @@ def workers_that_live_on() -> Any:
     return model, train, {**fit, "val_data": DataLoader(Noisy(rows(8)), 200, **options)}
 
 
+class OwnLoader(DataLoader):
+    """A loader class of one's own, which starts its workers at the first batch."""
+
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
+def own_loader_with_persistent_workers() -> Any:
+    loader = OwnLoader(
+        TensorDataset(*rows(8)), 20, shuffle=True, num_workers=2, persistent_workers=True,
+        # torch's own workers stay where their parent dies while they start
+        worker_init_fn=lambda worker: leave_with_parent(),
+    )  # fmt: skip
+    return mlp(loader)
+
+
 def batches_in_a_list() -> Any:
     inputs, labels = rows(8)
     return mlp([(inputs[i : i + 20], labels[i : i + 20]) for i in range(0, ROWS, 20)])
@@ -166,7 +183,8 @@ JOBS: dict[str, Callable[[], Any]] = {
     job.__name__: job
     for job in (
         resident, resident_own_generator, exact_in_process, workers, persistent_workers,
-        workers_with_generator, workers_that_live_on, batches_in_a_list,
+        workers_with_generator, workers_that_live_on, own_loader_with_persistent_workers,
+        batches_in_a_list,
         conv, accumulated, half_precision, transformer, gan,
     )
 }  # fmt: skip

@@ -6,7 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
+from faults.campaign import IN_SAVE, RANDOM, TERM, WORKER, scheduled
+from faults.jobs import JOBS
+
+
+@pytest.mark.parametrize("num_jobs", range(1, len(JOBS) + 1))
+def test_every_job_meets_every_kind_of_fault_equally_often(num_jobs: int):
+    jobs = list(JOBS)[-num_jobs:]
+    runs = Counter(scheduled(number, jobs) for number in range(12 * num_jobs))
+    for job in jobs:
+        kinds = {RANDOM, IN_SAVE, TERM} | ({WORKER} if "workers" in job else set())
+        assert {kind: runs[job, kind] for kind in kinds} == dict.fromkeys(kinds, 12 // len(kinds))
+        assert sum(count for (name, _), count in runs.items() if name == job) == 12
 
 
 def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
@@ -28,6 +43,6 @@ def test_killed_runs_end_as_if_nothing_had_happened(tmp_path: Path):
     (result,) = tmp_path.glob("*-faults.json")
     found = json.loads(result.read_text())
     assert found["different"] == []
-    assert found["bitwise_equal"] == found["runs"] >= 13
+    assert found["bitwise_equal"] == found["runs"] >= len(JOBS)
     assert found["kills"] >= 8
     assert all(job["bitwise_equal"] == job["runs"] >= 1 for job in found["jobs"].values())

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.guarded import GuardedLoader
 from hotloop.data.position import Position, digest_of
-from hotloop.data.purity import holds_stream
+from hotloop.data.purity import holds_stream, is_known_pure
 from hotloop.data.sampling import IndexBatches
 
 _MAX_HANDED = 4096  # batches whose indices are remembered, to name them
@@ -256,7 +257,15 @@ class Place:
         if position.num_batches and not goes_on:
             self._restore(position.start)
         num_dropped = position.total if goes_on else position.num_batches
-        return self._after_dropping(iter(batches), num_dropped, position)
+        if not (position.live and _starts_workers_to_live(batches)):
+            return self._after_dropping(iter(batches), num_dropped, position)
+        if not is_known_pure(batches.dataset) and self._say:
+            self._say(
+                f"the loader workers of {self.role}, which lived on, were started anew: random "
+                f"numbers that they draw, and what its data set keeps in them from one epoch to "
+                f"the next, are not those of the run that was interrupted"
+            )
+        return self._after_dropping(_read_without_base_seed(batches), num_dropped, position)
 
     def _after_dropping(
         self, batches: Iterator[Any], num_dropped: int, position: Position
@@ -311,3 +320,32 @@ class Place:
 
 def _is_iterator(batches: Any) -> bool:
     return hasattr(batches, "__next__")
+
+
+def _starts_workers_to_live(batches: Any) -> bool:
+    """Tell whether iterating a loader starts workers that live on after the epoch."""
+    return (
+        isinstance(batches, DataLoader)
+        and batches.num_workers > 0
+        and batches.persistent_workers
+        and batches._iterator is None
+    )
+
+
+def _read_without_base_seed(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield an epoch's batches from new workers, with no base seed drawn for them.
+
+    torch draws one where it starts workers and none where they live on, as they did in the run
+    that was interrupted. A loader class of one's own may start them at the first batch.
+    """
+    own = loader.generator
+    loader.generator = torch.Generator()
+    loader.generator.set_state(torch.get_rng_state() if own is None else own.get_state())
+    try:
+        batches = iter(loader)
+        first = next(batches, None)
+    finally:
+        loader.generator = own
+    if first is not None:
+        yield first
+        yield from batches

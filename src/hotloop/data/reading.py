@@ -205,7 +205,7 @@ class WorkerStart:
         """Run in the worker before it reads."""
         global _worker_number, _worker_states
         _worker_number = worker_id
-        _leave_with_parent()
+        leave_with_parent()
         info: Any = get_worker_info()
         if isinstance(info.dataset, Reads):  # the user's function looks for its own
             object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses assignment
@@ -224,7 +224,7 @@ class WorkerStart:
                 _worker_states.restore(self.states[number])
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
     """Let this worker end when its training process was killed.
 
     torch looks every few seconds whether the worker has another parent than when it began to look:

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # an optimizer needs it, and each child would import it anew
 from faults.child import INTERRUPTED, in_child, start_child
-from faults.jobs import HoldsGenerator, Noisy, fingerprint, make_mlp, rows, run
+from faults.jobs import HoldsGenerator, Noisy, OwnLoader, fingerprint, make_mlp, rows, run
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
 
+import hotloop.model
 from hotloop import KerasModel
+from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.run import RunFolder
 
 STEPS = 15  # an epoch
@@ -114,3 +117,73 @@ def test_the_memory_layout_of_images_is_kept_through_a_stop_before_validation(tm
     whole = in_child(fit_conv, tmp_path / "whole")
     assert in_child(fit_conv, tmp_path, train=1) is None
     assert in_child(fit_conv, tmp_path) == whole
+
+
+class Stream(IterableDataset):
+    """Rows in order, each read by one worker; with noise where it is asked for."""
+
+    def __init__(self, noise: float) -> None:
+        self.noise = noise
+
+    def __iter__(self) -> Any:
+        for inputs, label in list(zip(*rows(8), strict=True))[get_worker_info().id :: 2]:
+            yield inputs + self.noise * torch.randn(8), label
+
+
+def make_loader(kind: str) -> DataLoader:
+    workers: dict[str, Any] = {"num_workers": 2, "persistent_workers": True}
+    if kind in ("stream", "noisy stream"):
+        return DataLoader(Stream(0.1 * (kind == "noisy stream")), 40, **workers)
+    loader = OwnLoader if kind == "starts late" else EmptyLoader
+    generator = torch.Generator().manual_seed(5) if kind == "own generator" else None
+    return loader(TensorDataset(*rows(8)), 40, shuffle=True, generator=generator, **workers)
+
+
+class EmptyLoader(DataLoader):
+    """A loader class of one's own that changes nothing."""
+
+
+class Heard(Progress):
+    """Counts the lines on workers that were started anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def message(self, text: str) -> None:
+        self.count += "were started anew" in text
+
+
+def fit_unguarded(folder: Path, kind: str, **stop: Any) -> dict:
+    torch.manual_seed(0)
+    net = make_mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    callback, heard = StopAfter(**stop), Heard()
+    optimizer.register_step_post_hook(callback.count_step)
+    model = KerasModel(net, nn.CrossEntropyLoss(), optimizer=optimizer)
+    hotloop.model.make_progress = lambda *_: heard  # in this process alone
+    history = model.fit(
+        make_loader(kind), epochs=3, ckpt_path=folder / "best", resume=True, plot=False,
+        save_every_steps=1000, callbacks=[callback],
+    )  # fmt: skip
+    return {**fingerprint(model, history), "heard": heard.count}
+
+
+@pytest.mark.parametrize("stop", [{"validation": 2}, {"step": STEPS + 4}])
+@pytest.mark.parametrize("kind", ["own class", "own generator", "starts late", "stream"])
+def test_workers_of_loaders_that_are_not_guarded_live_on(tmp_path: Path, kind: str, stop: dict):
+    (tmp_path / "whole").mkdir()
+    whole = in_child(fit_unguarded, tmp_path / "whole", kind)
+    assert whole["heard"] == 0
+    assert in_child(fit_unguarded, tmp_path, kind, **stop) is None
+    resumed = in_child(fit_unguarded, tmp_path, kind)
+    assert resumed == {**whole, "heard": int(kind == "stream")}
+
+
+def test_random_numbers_of_workers_that_cannot_be_restored_are_told(tmp_path: Path):
+    (tmp_path / "whole").mkdir()
+    whole = in_child(fit_unguarded, tmp_path / "whole", "noisy stream")
+    assert in_child(fit_unguarded, tmp_path, "noisy stream", validation=2) is None
+    resumed = in_child(fit_unguarded, tmp_path, "noisy stream")
+    assert resumed["heard"] == 1
+    assert resumed["history"] != whole["history"]

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -25,28 +25,36 @@ class Interrupt:
     Attributes:
         requested: whether to stop.
         received: the signal's name; "" before there was one.
+        before_stop: called where the loop stops, between steps; None for nothing. Who asked
+            ``requested`` before may have been too early.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.received = ""
-        self._waiting_for_data = self._stopping = False
+        self.before_stop: Callable[[], None] | None = None
+        self._waiting_for_data = self._stopping = self._at_once = False
         self._process = os.getpid()
         self._child_handler: Any = None
         self._child_died: tuple[int, FrameType | None] | None = None
 
     @contextlib.contextmanager
-    def listen(self, stopping: bool = False, workers: bool = False) -> Iterator[None]:
+    def listen(
+        self, stopping: bool = False, workers: bool = False, at_once: bool = False
+    ) -> Iterator[None]:
         """Handle signals inside the block; a handler that the user installed is left alone.
+
+        Blocks may lie in each other: what the outer one handles the inner one goes on with.
 
         Args:
             stopping: the run is saved: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
             workers: loaders have workers, of whose death torch tells by a signal.
+            at_once: the first signal raises ``KeyboardInterrupt``, until an inner block begins.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._stopping = stopping
+        self._stopping, self._at_once = stopping, at_once
         wanted: list[tuple[Any, Any]] = [(signal.SIGINT, signal.default_int_handler)]
         if stopping:
             names = [name for name in _STOPPING if hasattr(signal, name)]
@@ -85,16 +93,19 @@ class Interrupt:
     def check(self) -> None:
         """Raise ``KeyboardInterrupt`` when it is time to stop; called between steps."""
         if self.requested:
+            if self.before_stop is not None:
+                self.before_stop()
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # a loader worker, forked with this handler
-        fetching = self._waiting_for_data and not _cannot_raise(frame)
+        now = self._at_once or (self._waiting_for_data and not self._stopping)
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
         self.requested = True
-        if again or (fetching and not self._stopping):
+        if again or (now and not _cannot_raise(frame)):
+            self._at_once = False  # a next one must not end what the first one lets end
             raise KeyboardInterrupt
 
     def _shield_steps(self) -> None:

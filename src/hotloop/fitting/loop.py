@@ -170,6 +170,8 @@ class EpochRunner:
             clock.begin_wait()
             try:
                 pair = self.options.interrupt.next_from(pairs)
+            except NonFiniteError:
+                raise  # of the steps before, found out at a stop
             except Exception as error:
                 if keeper is not None:
                     keeper.save_where_it_stands()

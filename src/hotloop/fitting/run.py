@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from hotloop.callbacks.environment import in_notebook
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
@@ -45,6 +44,7 @@ from hotloop.fitting.optimizers import (
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
+from hotloop.fitting.resume.stops import ends_resumable, stays_for_the_user
 from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.trainable import Trainable, add_values, call_hooks, is_users_own, place
@@ -139,7 +139,17 @@ class FitRun:
         return TimeReport(self.clock, str(self.device), self.model.measured_peak)
 
     def run(self, callbacks: Sequence[Any]) -> None:
-        """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``."""
+        """Train until the last epoch, early stopping or Ctrl-C; fills ``model.history``.
+
+        Raises:
+            RunInterrupted: a signal ended a run that is saved.
+        """
+        saving, path = self.settings.saving, self.settings.ckpt_path
+        resumable = ends_resumable(self.interrupt, path) if saving.saves else nullcontext()
+        with resumable:
+            self._run(callbacks)
+
+    def _run(self, callbacks: Sequence[Any]) -> None:
         epochs = self.settings.epochs
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
         if self.parallel is not None:
@@ -190,7 +200,7 @@ class FitRun:
             yield
         finally:
             keeper.close()
-        if self.interrupt.requested and not _stays_for_the_user(self.interrupt.received):
+        if self.interrupt.requested and not stays_for_the_user(self.interrupt.received):
             raise RunInterrupted(
                 f"stopped by {self.interrupt.received} after step {keeper.step}; "
                 f"{keeper.say_what_is_saved()}: go on with fit(..., resume=True)"
@@ -452,12 +462,7 @@ class FitRun:
             if self.best.saved
             else "the net keeps the weights it has"
         )
-        if self.keeper is not None and not _stays_for_the_user(self.interrupt.received):
+        if self.keeper is not None and not stays_for_the_user(self.interrupt.received):
             kept = self.keeper.say_what_is_saved()
         signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
         return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
-
-
-def _stays_for_the_user(received: str) -> bool:
-    """Tell whether the process goes on after a signal: a notebook or console after Ctrl-C."""
-    return received == "SIGINT" and (in_notebook() or hasattr(sys, "ps1"))

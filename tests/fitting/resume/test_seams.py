@@ -19,6 +19,7 @@ import hotloop.model
 from hotloop import KerasModel
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.run import RunFolder
+from hotloop.fitting.resume.keeper import RunKeeper
 
 STEPS = 15  # an epoch
 
@@ -53,8 +54,26 @@ class StopAfter:
             os.kill(os.getpid(), number)
 
 
-def fit(folder: Path, data: type[Noisy] = Noisy, **stop: Any) -> dict:
+def signal_after(method: str, times: int) -> None:
+    """Let a signal come right after a call of the keeper, which has asked for it before."""
+    call, left = getattr(RunKeeper, method), [times]
+
+    def called(self, *args):
+        result = call(self, *args)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    setattr(RunKeeper, method, called)
+
+
+def fit(
+    folder: Path, data: type[Noisy] = Noisy, after: tuple[str, int] | None = None, **stop: Any
+) -> dict:
     torch.manual_seed(0)
+    if after is not None:
+        signal_after(*after)
     net = make_mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     callback = StopAfter(**stop)
@@ -105,6 +124,31 @@ def test_the_step_is_done_and_the_run_saved(tmp_path: Path, whole: dict[type, di
 def test_a_second_ctrl_c_stops_at_once_without_saving(tmp_path: Path, whole: dict[type, dict]):
     assert in_child(fit, tmp_path, step=STEPS + 4, name="SIGINT", times=2) is None
     assert RunFolder(tmp_path / "best.run").latest(pytest.fail).step == STEPS
+    assert in_child(fit, tmp_path) == whole[Noisy]
+
+
+@pytest.mark.parametrize(
+    ("method", "times", "step"),
+    [
+        ("begin_training", 1, 0),
+        ("start_stage", 1, 0),
+        ("begin_step", STEPS + 4, STEPS + 4),
+        ("end_step", STEPS + 4, STEPS + 4),
+        ("end_step", 2 * STEPS, 2 * STEPS),
+        ("end_stage", 2, 2 * STEPS),
+        ("begin_epoch_end", 2, 2 * STEPS),
+        ("end_epoch", 2, 2 * STEPS),
+        ("end_epoch", 3, 3 * STEPS),
+        ("start_stage", 2, STEPS),
+        ("finish", 1, 3 * STEPS),
+    ],
+)
+def test_a_signal_that_comes_after_it_was_asked_for(
+    tmp_path: Path, whole: dict[type, dict], method: str, times: int, step: int
+):
+    pid = start_child(fit, tmp_path, after=(method, times))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == INTERRUPTED
+    assert RunFolder(tmp_path / "best.run").latest(pytest.fail).step == step
     assert in_child(fit, tmp_path) == whole[Noisy]
 
 
@@ -187,3 +231,79 @@ def test_random_numbers_of_workers_that_cannot_be_restored_are_told(tmp_path: Pa
     resumed = in_child(fit_unguarded, tmp_path, "noisy stream")
     assert resumed["heard"] == 1
     assert resumed["history"] != whole["history"]
+
+
+class Sends:
+    """A data set, a callback and what loads weights, each of which sends a signal once if asked."""
+
+    def __init__(self, where: str, name: str) -> None:
+        self.where, self.number = where, getattr(signal, name)
+
+    def send(self, where: str) -> None:
+        if where == self.where:
+            self.where = ""
+            os.kill(os.getpid(), self.number)
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.send("reading")
+        return torch.full((8,), float(index)), torch.tensor(index % 2)
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.send("restoring")
+
+
+def fit_once(folder: Path, where: str = "", name: str = "SIGTERM", epochs: int = 2, **options):
+    torch.manual_seed(0)
+    sends = Sends(where, name)
+    net = make_mlp()
+    model = KerasModel(net, nn.CrossEntropyLoss())
+    load = model.load_ckpt
+
+    def load_ckpt(path=None):
+        sends.send("ending")
+        load(path)
+
+    model.load_ckpt = load_ckpt
+    history = model.fit(
+        DataLoader(sends, 20, shuffle=True), epochs=epochs, ckpt_path=folder / "best", plot=False,
+        callbacks=[sends], **options,
+    )  # fmt: skip
+    return fingerprint(model, history)
+
+
+@pytest.fixture(scope="module")
+def whole_once(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    fit_once(tmp_path_factory.mktemp("imports"))  # so that children need import nothing more
+    return in_child(fit_once, tmp_path_factory.mktemp("whole"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("reading", "SIGTERM"),
+        ("reading", "SIGINT"),
+        ("restoring", "SIGUSR1"),
+        ("ending", "SIGTERM"),
+    ],
+)
+def test_a_signal_before_and_after_training(
+    tmp_path: Path, whole_once: dict, where: str, name: str
+):
+    if where == "restoring":
+        in_child(fit_once, tmp_path, epochs=1, resume=True)
+    pid = start_child(fit_once, tmp_path, where, name, resume=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == INTERRUPTED
+    latest = RunFolder(tmp_path / "best.run").latest(pytest.fail)
+    assert (latest and latest.step) == {"reading": None, "restoring": 3, "ending": 6}[where]
+    assert in_child(fit_once, tmp_path, resume=True) == whole_once
+
+
+def test_a_signal_ends_a_run_that_is_not_saved_as_ever(tmp_path: Path):
+    pid = start_child(fit_once, tmp_path, "reading", "SIGTERM")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM

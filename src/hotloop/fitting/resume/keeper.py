@@ -57,7 +57,7 @@ class RunKeeper:
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
         self._next_time = float("inf")
-        self._due = False
+        self._due = self._between_epochs = self._stopping = False
         owners = {
             "train": run.train_source.batches,
             "val": getattr(run.val_source, "batches", None),
@@ -78,6 +78,7 @@ class RunKeeper:
             RunInUseError: another process has it.
             CheckpointError: what is there cannot be used.
         """
+        self.run.interrupt.before_stop = self.save_for_stop
         self._lock = RunLock(self.folder.path, force=self.settings.resume == "force")
         self.folder.clean()
         run = self.run
@@ -128,6 +129,7 @@ class RunKeeper:
         if checkpoint is None:
             raise error
         self._stage = self._train_end = None
+        self._between_epochs = self._stopping = False
         self.restore(checkpoint)
         self._factor *= _REWIND_FACTOR
         scale = self._factor / checkpoint.state["lr_factor"]
@@ -147,6 +149,7 @@ class RunKeeper:
             The batches that were done before.
         """
         self._train_end = None
+        self._between_epochs = False
         self._stage = stage
         self.run.train_source.place.prepare()
         if self._pending is None:
@@ -161,16 +164,13 @@ class RunKeeper:
         self._stage = None
 
     def end_step(self) -> None:
-        """Count a step, and save where it is time to."""
+        """Count a step, and save where it is time to; at a stop ``save_for_stop`` does."""
         self._stage = self._stage_in_step
         self.step += 1
         every = self.settings.save_every_steps
         if every is not None and self.step % every == 0:
             self._due = True
-        if self.run.interrupt.requested:
-            with self.run.clock.phase("checkpoint"):
-                self.save(at_once=True)
-        elif self._due or self._writer.failed or self._has_time_to_save:
+        if self._due or self._writer.failed or self._has_time_to_save:
             self._save_if_due()
 
     def end_stage(self) -> None:
@@ -183,11 +183,12 @@ class RunKeeper:
         self._train_end = None
 
     def end_epoch(self, epoch: int) -> None:
-        """Save after a whole epoch."""
+        """Save after a whole epoch; at a stop ``save_for_stop`` does."""
         self.epoch = epoch + 1
+        self._between_epochs = True
         if self.run.interrupt.requested:
-            self.save(at_once=True, between_epochs=True)
-        elif not self._writer.busy:
+            return
+        if not self._writer.busy:
             self.save(between_epochs=True)
         else:
             self._due = True
@@ -197,8 +198,18 @@ class RunKeeper:
         if self.run.best.in_file:  # else it is part of the checkpoints
             self._writer.best.note(self.run.best.path, self.step)
 
+    def save_for_stop(self) -> None:
+        """Save at once, where a signal stops the loop: between two steps, or two epochs."""
+        self._stopping = True
+        if self._stage is not None or self._train_end is not None:
+            self.save(at_once=True)
+        elif self._between_epochs:
+            self.save(at_once=True, between_epochs=True)
+
     def save_where_it_stands(self) -> None:
         """Save at once, if there is a consistent state: before a batch, or in validation."""
+        if self._stopping:
+            return  # saved, and nothing was done since
         if self._stage is not None or self._train_end is not None:
             self.save(at_once=True, reading=self._train_end is None)
 

@@ -107,7 +107,11 @@ class WorkerDiedError(DataError, RuntimeError):
 
 
 class OutOfMemoryError(HotloopError, MemoryError):
-    """A batch does not fit the memory, and splitting it would change the result."""
+    """Something does not fit the memory, and no way around that gives the same result."""
+
+
+class HalfUpdateError(OutOfMemoryError):
+    """Memory ran out in the middle of an optimizer's update, which can then not be repeated."""
 
 
 class DeviceError(HotloopError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import sys
@@ -128,7 +129,7 @@ def find_state(dataset: Any) -> str | None:
 
     Returns:
         What was found and where ("a torch Generator (transform.rng)"), None for nothing. What
-        hides in closures and globals is not found; comparing reads is for that.
+        hides in globals is not found; comparing reads is for that.
     """
     for path, value in walk_parts(dataset):
         name = _impure_kind(value)
@@ -188,10 +189,29 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, (list, tuple, set)):
         return [(str(index), part) for index, part in enumerate(list(value)[:100])]
     if isinstance(value, types.FunctionType):
-        cells = value.__closure__ or ()
-        return [
-            (name, cell.cell_contents)
-            for name, cell in zip(value.__code__.co_freevars, cells, strict=True)
-        ]
+        return _parts_of_function(value)
+    if isinstance(value, types.MethodType):
+        return [("__self__", value.__self__), ("__func__", value.__func__)]
+    if isinstance(value, functools.partial):
+        arguments = [(str(index), part) for index, part in enumerate(value.args)]
+        return [("func", value.func), *arguments, *value.keywords.items()]
     attributes = getattr(value, "__dict__", None)
     return list(attributes.items()) if isinstance(attributes, dict) else []
+
+
+def _parts_of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Return what a function holds: what it closes over, and its defaults."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    held = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
+    defaults = [
+        (f"default {index}", part) for index, part in enumerate(function.__defaults__ or ())
+    ]
+    return [*held, *defaults, *(function.__kwdefaults__ or {}).items()]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:  # the variable is assigned later
+        return False
+    return True

@@ -157,13 +157,16 @@ class ResidentSource(BatchSource):
         """Memory of the resident data."""
         return sum(column.num_bytes for column in self._columns)
 
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether the data takes memory of an accelerator."""
+        return any(column.codes.device.type != "cpu" for column in self._columns)
+
     def release(self) -> bool:
         """Move the data to the host, batches are copied from there; False where it is there."""
-        moved = False
+        moved = self.on_accelerator
         for column in self._columns:
-            if column.codes.device.type != "cpu":
-                column.codes = column.codes.cpu()
-                moved = True
+            column.codes = column.codes.cpu()
         return moved
 
     def describe(self) -> str:

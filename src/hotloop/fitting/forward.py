@@ -70,11 +70,11 @@ class Forward:
                 raise
             raise explained from error
         preds = to_full_precision(predictions_of(output))
-        return StepOutput(self._loss(output, preds, labels), preds, labels)
+        loss = _own_loss(output) if self.loss_fn is None else self.loss_of(preds, labels)
+        return StepOutput(loss, preds, labels)
 
-    def _loss(self, output: Any, preds: Any, labels: Any) -> torch.Tensor:
-        if self.loss_fn is None:
-            return _own_loss(output)
+    def loss_of(self, preds: Any, labels: Any) -> torch.Tensor:
+        """Return the loss of predictions in full precision; ``loss_fn`` computes it."""
         self.label_range.check(preds)
         try:
             loss: torch.Tensor = self.loss_fn(preds, labels)

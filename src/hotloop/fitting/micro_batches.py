@@ -10,11 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hotloop.errors import OutOfMemoryError
+from hotloop.errors import HalfUpdateError, OutOfMemoryError
 from hotloop.fitting.diagnose import is_out_of_memory
-from hotloop.fitting.forward import StepOutput
+from hotloop.fitting.forward import Forward, StepOutput
+from hotloop.fitting.memory_of_updates import forget_new_state
+from hotloop.fitting.non_finite import BufferGuard
 from hotloop.nested import count_samples, map_leaves
 
+_RELEASED = "out of memory: the resident data was moved to the host"
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -23,6 +26,8 @@ class Step(Protocol):
 
     net: nn.Module
     loss_fn: Any
+    compute_loss: Forward
+    optimizer: Any
 
     def forward(self, batch: Any) -> StepOutput:
         """Compute predictions and loss."""
@@ -38,6 +43,11 @@ class Step(Protocol):
 
     def lap(self, phase: str) -> None:
         """Count what was done since the last lap as a phase's."""
+        ...
+
+    @property
+    def computes_itself(self) -> bool:
+        """Whether forward is a user's own ``step``."""
         ...
 
     def drop_gradients(self) -> bool:
@@ -56,14 +66,34 @@ class MicroBatches:
     Args:
         say: takes a line for the user.
         release: frees device memory that data takes; False when there is none.
+        can_release: tells whether there is any.
 
     Attributes:
-        num_parts: into which batches are split now.
+        num_parts: into which training batches are split now.
     """
 
-    def __init__(self, say: Callable[[str], None], release: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        release: Callable[[], bool],
+        can_release: Callable[[], bool],
+    ) -> None:
         self.num_parts = 1
-        self._say, self._release = say, release
+        self._num_val_parts = 1
+        self._say, self._release, self._can_release = say, release, can_release
+        self._buffers: BufferGuard | None = None  # of a pass that may be repeated whole
+
+    def note_buffers(self, net: nn.Module) -> None:
+        """Note the buffers before a pass that can be repeated with resident data out of the way.
+
+        Batch normalisation would count the repeated batch twice.
+        """
+        if not self._can_release():
+            self._buffers = None
+            return
+        if self._buffers is None:
+            self._buffers = BufferGuard(net)
+        self._buffers.note()
 
     def train(self, step: Step, batch: Any) -> StepOutput:
         """Run forward and backward, in as many parts as it takes; the loss is the batch's.
@@ -78,7 +108,89 @@ class MicroBatches:
             output, text = self._attempt(step, batch)
         return output
 
+    def evaluate(self, step: Step, batch: Any) -> StepOutput:
+        """Run forward in evaluation, in as many parts as it takes; loss and metrics see all.
+
+        Raises:
+            OutOfMemoryError: one sample does not fit, or the loss is not of predictions alone.
+        """
+        while True:
+            try:
+                return self._evaluate(step, batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = str(error).splitlines()[0]
+            # outside the handler, whose traceback holds on to the failed pass's tensors
+            if self._make_room_for_data():
+                continue
+            num_samples = count_samples(batch)
+            size = -(-num_samples // self._num_val_parts)
+            if size <= 1 or step.loss_fn is None or step.computes_itself:
+                raise OutOfMemoryError(
+                    f"a validation batch of {num_samples} samples does not fit the memory "
+                    f"({text}), and cannot be computed in (smaller) parts: pass val_data with a "
+                    f"smaller batch size."
+                )
+            self._num_val_parts *= 2
+            self._say(
+                f"out of memory: validation batches of {num_samples} are computed in parts of "
+                f"{-(-num_samples // self._num_val_parts)} from now on"
+            )
+
+    def _evaluate(self, step: Step, batch: Any) -> StepOutput:
+        parts = split(batch, self._num_val_parts)
+        if len(parts) == 1:
+            return step.forward(batch)
+        outputs = [_detached(step.forward(part)) for part in parts]
+        preds = _concatenated([output.preds for output in outputs])
+        labels = _concatenated([output.labels for output in outputs])
+        return StepOutput(step.compute_loss.loss_of(preds, labels), preds, labels)
+
+    def update(self, step: Step, update: Callable[[], None]) -> None:
+        """Step the optimizer.
+
+        Args:
+            step: whose optimizer it is.
+            update: does it.
+
+        Raises:
+            OutOfMemoryError: the optimizer's state does not fit; nothing was changed.
+            HalfUpdateError: memory ran out when something may have been changed already.
+        """
+        while True:
+            try:
+                update()
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                text = str(error).splitlines()[0]
+                if not forget_new_state(step.optimizer, error):
+                    raise HalfUpdateError(
+                        f"memory ran out in the middle of the optimizer's update ({text}), which "
+                        f"is half done and cannot be repeated: the best weights so far are loaded "
+                        f"back where there are any, and fit(resume=True) goes on from the last "
+                        f"checkpoint of a run that has one; pass a smaller batch_size, or an "
+                        f"optimizer that needs less, such as SGD."
+                    ) from error
+            if not self._make_room_for_data():
+                raise OutOfMemoryError(
+                    f"the state of {type(step.optimizer).__name__} does not fit the memory "
+                    f"({text}), and no weight was changed by this step: use a smaller net, or an "
+                    f"optimizer that needs less, such as SGD."
+                )
+
+    def _make_room_for_data(self) -> bool:
+        """Move resident data to the host; False where there is none on the device."""
+        _free_unused()
+        released = self._release()
+        if released:
+            self._say(_RELEASED)
+        return released
+
     def _attempt(self, step: Step, batch: Any) -> tuple[StepOutput | None, str]:
+        self.note_buffers(step.net)
         try:
             return self._try(step, batch), ""
         except Exception as error:
@@ -119,9 +231,7 @@ class MicroBatches:
             OutOfMemoryError: splitting would change the result, or one sample does not fit.
         """
         whole = step.drop_gradients()
-        gc.collect()
-        if torch.accelerator.is_available():
-            _empty_cache()
+        _free_unused()
         num_samples = count_samples(batch)
         size = -(-num_samples // self.num_parts)
         if not whole:
@@ -131,7 +241,9 @@ class MicroBatches:
                 f"gradient_accumulation_steps."
             )
         if self._release():
-            self._say("out of memory: the resident data was moved to the host")
+            if self._buffers is not None:
+                self._buffers.restore()
+            self._say(_RELEASED)
             return
         reason = reason_against(step.net)
         if reason is not None:
@@ -215,6 +327,12 @@ def _concatenated(parts: list[Any]) -> Any:
     if isinstance(parts[0], dict):
         return {name: _concatenated([part[name] for part in parts]) for name in parts[0]}
     return parts[0]
+
+
+def _free_unused() -> None:
+    gc.collect()
+    if torch.accelerator.is_available():
+        _empty_cache()
 
 
 def _empty_cache() -> None:

@@ -19,7 +19,7 @@ from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
 from hotloop.distributed.processes import is_main_process, wait_for_all
-from hotloop.errors import NonFiniteError, RunInterrupted
+from hotloop.errors import HalfUpdateError, NonFiniteError, RunInterrupted
 from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
 from hotloop.fitting.checks import (
     check_custom_step,
@@ -109,7 +109,9 @@ class FitRun:
         self.interrupt = Interrupt() if parallel is None else parallel.interrupt
         self.speedups = Speedups(settings, self.device)
         self.keeper: RunKeeper | None = None
-        self.micro_batches = MicroBatches(progress.message, self._release_resident)
+        self.micro_batches = MicroBatches(
+            progress.message, self._release_resident, self._holds_resident
+        )
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
@@ -167,7 +169,7 @@ class FitRun:
                 self._train(epochs, callbacks)
             if self.parallel is not None:
                 self.parallel.finish()
-        except NonFiniteError as error:
+        except (NonFiniteError, HalfUpdateError) as error:
             self.best.restore_after(error)
             raise
         finally:
@@ -375,6 +377,11 @@ class FitRun:
         sources = (self.train_source, self.val_source)
         released = [s.release() for s in sources if isinstance(s, ResidentSource)]
         return any(released)
+
+    def _holds_resident(self) -> bool:
+        """Tell whether there is resident data on an accelerator."""
+        sources = (self.train_source, self.val_source)
+        return any(isinstance(s, ResidentSource) and s.on_accelerator for s in sources)
 
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
         model, settings, speedups = self.model, self.settings, self.speedups

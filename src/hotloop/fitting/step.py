@@ -122,7 +122,7 @@ class StepRunner:
         if clock.detailed:
             clock.lap("transform")
         if self.stage != "train" or self.optimizer is None:
-            output = self.forward(batch)
+            output = self._evaluate(batch)
             loss: Any = self.read_loss(output.loss, batch)
             if clock.detailed:
                 clock.lap("forward")
@@ -172,6 +172,7 @@ class StepRunner:
             return output.with_loss(loss)
         failed = ""
         if micro_batches.num_parts == 1:
+            micro_batches.note_buffers(self.net)
             try:
                 output = self.forward(batch)
                 loss = self.read_loss(output.loss, batch)
@@ -209,6 +210,15 @@ class StepRunner:
             if self.options.compute is not None:
                 return as_step_output(self.options.compute(batch))
             return self.compute_loss(batch)
+
+    @property
+    def computes_itself(self) -> bool:
+        """Whether forward is a user's own ``step``."""
+        return self.options.compute is not None
+
+    def _evaluate(self, batch: Any) -> StepOutput:
+        micro_batches = self.options.micro_batches
+        return self.forward(batch) if micro_batches is None else micro_batches.evaluate(self, batch)
 
     def flush_metrics(self) -> None:
         """Let the metrics see all batches so far."""
@@ -290,11 +300,17 @@ class StepRunner:
         self._group_samples = self._first_samples = 0
         if clip is not None:
             accelerator.clip_grad_norm_(self.net.parameters(), clip)
+        if self.options.micro_batches is None:
+            self._update()
+        else:
+            self.options.micro_batches.update(self, self._update)
+        self.step_scheduler()
+
+    def _update(self) -> None:
         if self._direct is not None:
             self._direct.step()
         else:
-            accelerator.optimizer_step(optimizer)
-        self.step_scheduler()
+            self.accelerator.optimizer_step(self.optimizer)
 
     def step_scheduler(self) -> None:
         """Step the scheduler, if it goes with the optimizer."""

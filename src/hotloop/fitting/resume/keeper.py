@@ -28,6 +28,7 @@ from hotloop.fitting.resume.writing import RunWriter
 
 MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
+_LOOKED_THROUGH = ("net", "loss_fn", "kwargs", "optimizer", "history", "_clock")
 _NET = "state.training.net.tensors."  # before a tensor's name in the file
 
 
@@ -63,6 +64,10 @@ class RunKeeper:
             "val": getattr(run.val_source, "batches", None),
             "net": run.model.net,
             "transform": run.settings.batch_transform,
+            "loss": run.model.loss_fn,
+            "extras": run.model.kwargs,
+            # what a subclass with a step of its own holds
+            "model": {n: v for n, v in vars(run.model).items() if n not in _LOOKED_THROUGH},
         }
         self._states = AllRandomStates(run.device, owners)
         self._data = {

@@ -267,9 +267,12 @@ class FitRun:
         row: dict[str, Any] = {"epoch": epoch}
         row.update(self._run_stage("train", self.train_source, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
-        add_values(history, row)
-        self._call_hooks(callbacks, "on_train_epoch_end")
+        if self.keeper is None or not self.keeper.take_hooks_called():
+            add_values(history, row)
+            self._call_hooks(callbacks, "on_train_epoch_end")
         if self.val_source is not None:
+            if self.keeper is not None:
+                self.keeper.begin_validation()
             values = self._validate(self.val_source, epoch)
             add_values(history, values)
             row.update(values)

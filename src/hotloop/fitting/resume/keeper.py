@@ -46,7 +46,9 @@ class RunKeeper:
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
         self._pending: Any = None  # of a stage that is to be gone on with
         self._num_done = 0  # batches of that stage
+        self._ended_stage: dict[str, Any] | None = None  # of an epoch that is not concluded
         self._train_end: dict[str, Any] | None = None
+        self._hooks_called = False  # of the stage that is to be gone on with, at its end
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
@@ -117,7 +119,7 @@ class RunKeeper:
         checkpoint = self.latest()
         if checkpoint is None:
             raise error
-        self._stage = self._train_end = None
+        self._stage = self._ended_stage = self._train_end = None
         self._between_epochs = self._stopping = False
         self.restore(checkpoint)
         self._factor *= _REWIND_FACTOR
@@ -137,7 +139,7 @@ class RunKeeper:
         Returns:
             The batches that were done before.
         """
-        self._train_end = None
+        self._ended_stage = self._train_end = None
         self._between_epochs = False
         self._stage = stage
         self.run.train_source.place.prepare()
@@ -163,13 +165,23 @@ class RunKeeper:
             self._save_if_due()
 
     def end_stage(self) -> None:
-        """Note the state at the end of training in this epoch, for a stop during validation."""
-        self._train_end = self._capture()
+        """Note what the training of this epoch came to, for a stop during validation."""
+        self._ended_stage = read_stage(self._stage)
         self._stage = None
+
+    def take_hooks_called(self) -> bool:
+        """Tell whether the hooks at the end of training were called before the run was saved."""
+        called, self._hooks_called = self._hooks_called, False
+        return called
+
+    def begin_validation(self) -> None:
+        """Note the state after those hooks, which may change the training, for a stop from now."""
+        if self._ended_stage is not None:
+            self._train_end = self._capture()
 
     def begin_epoch_end(self) -> None:
         """Note that the epoch is being concluded, in which nothing can be saved."""
-        self._train_end = None
+        self._ended_stage = self._train_end = None
 
     def end_epoch(self, epoch: int) -> None:
         """Save after a whole epoch; at a stop ``save_for_stop`` does."""
@@ -280,6 +292,7 @@ class RunKeeper:
             if saved is not None and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(saved)
         self._pending = state["stage"]
+        self._hooks_called = state.get("hooks_called", False)
         self._num_done = state["train_place"]["num_batches"]
         random = state["random"]
         run.train_source.place.resume_at(Position(**state["train_place"]), random)
@@ -296,7 +309,9 @@ class RunKeeper:
     def _capture(self, between_epochs: bool = False) -> dict[str, Any]:
         """Return everything but the training's tensors, as it is now."""
         run = self.run
-        num_rows = run.stopping.epoch
+        hooks_called = not between_epochs and (self._hooks_called or self._ended_stage is not None)
+        # the row of an unfinished epoch is made again, unless hooks have seen it
+        num_rows = run.stopping.epoch + hooks_called
         val_place = None if run.val_source is None else run.val_source.place.next_epoch()
         train = run.train_source.place
         place = train.next_epoch() if between_epochs else train.position()
@@ -323,7 +338,8 @@ class RunKeeper:
                 callback.state_dict() if hasattr(callback, "state_dict") else None
                 for callback in self.callbacks
             ],
-            "stage": None if between_epochs else read_stage(self._stage),
+            "hooks_called": hooks_called,
+            "stage": None if between_epochs else self._ended_stage or read_stage(self._stage),
         }
 
     @property

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hotloop.checkpoint.files import sync_folder
 from hotloop.errors import CheckpointError, RunInUseError
 
 _NAME = "run.lock"
+_IN_USE = (errno.EACCES, errno.EAGAIN)  # of a lock; all else says that there are none here
 _held: set[Path] = set()  # by this process, whose own locks the system never refuses
 
 
@@ -25,20 +30,26 @@ class RunLock:
     Args:
         folder: the run folder; it is made.
         force: go on though another process has it.
+        say: takes a line for the user where the file system knows no locks.
 
     Raises:
         RunInUseError: another run has it; names its process.
-        CheckpointError: the folder cannot be made or written.
+        CheckpointError: the folder cannot be made or written, or the lock's file is a link.
     """
 
-    def __init__(self, folder: Path, force: bool = False) -> None:
+    def __init__(
+        self, folder: Path, force: bool = False, say: Callable[[str], None] | None = None
+    ) -> None:
+        self._say = say
         self.path = folder.resolve() / _NAME
         self._file: Any = None
         if self.path in _held and not force:
             raise RunInUseError(_refusal(folder, f"another fit of this process ({os.getpid()})"))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+")
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                sync_folder(folder.parent)
+            self._file = self._open()
         except OSError as error:
             raise CheckpointError(
                 f"the run folder '{folder}' cannot be written ({error.strerror or error}): pass a "
@@ -59,6 +70,20 @@ class RunLock:
                 self._file.close()  # which drops the lock
             self._file = None
 
+    def _open(self) -> Any:
+        """Open the file to be written; who sent the folder may have made it a link elsewhere."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = -1 if self.path.is_symlink() else os.open(self.path, flags, 0o666)
+        if descriptor >= 0:
+            about = os.fstat(descriptor)
+            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
+                return os.fdopen(descriptor, "r+")
+            os.close(descriptor)
+        raise CheckpointError(
+            f"'{self.path}' is a link or no plain file, and would be written to: remove it, if no "
+            f"other run uses the folder."
+        )
+
     def _lock(self) -> bool:
         try:
             import fcntl
@@ -66,8 +91,14 @@ class RunLock:
             return not _alive(self._read().get("pid"))
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in _IN_USE:
+                return False
+            if self._say is not None:
+                self._say(
+                    f"the file system of '{self.path.parent}' has no locks ({error.strerror}): "
+                    f"nobody notices a second run in this folder"
+                )
         return True
 
     def _write_owner(self) -> None:
@@ -77,7 +108,8 @@ class RunLock:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
-            self._file.truncate(0)
+            self._file.seek(0)
+            self._file.truncate()
             self._file.write(json.dumps(owner))
             self._file.flush()
 

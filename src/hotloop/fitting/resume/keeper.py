@@ -70,7 +70,7 @@ class RunKeeper:
             CheckpointError: what is there cannot be used.
         """
         self.run.interrupt.before_stop = self.save_for_stop
-        self._lock = RunLock(self.folder.path, force=self.settings.resume == "force")
+        self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
         self.folder.clean()
         run = self.run
         for source in (run.train_source, run.val_source):

@@ -55,6 +55,26 @@ def test_the_last_ones_are_kept(folder: RunFolder):
     assert torch.equal(found.state["weight"], torch.full((50,), 30.0))
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(
+    folder: RunFolder, keep: int, suffix: str
+):
+    folder.keep = keep
+    (folder.path / f"step-000000000020{suffix}").write_bytes(b"{}")
+    write(folder, 15)  # the run goes on from the one before
+    steps = [read(path).step for path in folder.manifests()]
+    assert steps == [15, 10][:keep]
+    write(folder, 20)
+    (folder.path / f"step-000000000020{suffix}").write_bytes(b"{}")
+    write(folder, 25)
+    said: list[str] = []
+    kept = [path for path in folder.manifests() if "0020" not in path.name]
+    assert [read(path).step for path in kept] == [25, 15][:keep]
+    assert folder.latest(said.append).step == 25
+    assert said == []
+
+
 def test_one_of_the_same_step_is_replaced(folder: RunFolder):
     write(folder, 20, value=21)
     assert folder.latest(pytest.fail).state["weight"][0] == 21

@@ -71,6 +71,9 @@ class RunFolder:
     def write(self, step: int, data: Any, tensors: Mapping[str, torch.Tensor]) -> Path:
         """Write a checkpoint, and remove those that are too many.
 
+        Damaged ones do not count as kept. One of a later step is removed: the run went on from an
+        earlier one, since that was damaged.
+
         Args:
             step: training steps done, which names the files; one of that step is replaced.
             data: of ``tree.encode``; its entry "best" names a file of ``keep_best``, or is None.
@@ -108,7 +111,7 @@ class RunFolder:
                     f"of it was removed meanwhile; leave the folder alone while a run uses it."
                 ) from error
             raise
-        self._thin_out()
+        self._thin_out(path)
         return path
 
     def has(self, name: str, whole: BinaryIO) -> bool:
@@ -227,14 +230,19 @@ class RunFolder:
             if _MANIFEST.fullmatch(path.name) or _FILE.fullmatch(path.name)
         }
 
-    def _thin_out(self) -> None:
-        manifests = self.manifests()
-        keep = set(manifests[: self.keep])
-        for path in manifests[: self.keep]:
-            with contextlib.suppress(CheckpointError):
+    def _thin_out(self, newest: Path) -> None:
+        keep: set[Path] = set()
+        num_whole = 0
+        for path in self.manifests():
+            if path.name > newest.name or num_whole == self.keep:
+                continue
+            keep.add(path)
+            with contextlib.suppress(CheckpointError, OSError):
                 manifest = read_manifest(path)
                 named = [manifest[part] for part in ("tensors", "best") if manifest[part]]
                 keep |= {self.path / entry["file"] for entry in named}
+                sizes = [(self.path / entry["file"]).stat().st_size for entry in named]
+                num_whole += sizes == [entry["bytes"] for entry in named]
         manifests_first = sorted(self._files() - keep, key=lambda path: path.suffix != ".json")
         for path in manifests_first:
             with contextlib.suppress(OSError):

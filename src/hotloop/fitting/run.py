@@ -168,7 +168,8 @@ class FitRun:
             if self.parallel is not None:
                 self.parallel.finish()
         except NonFiniteError:
-            self.best.restore()
+            if not self.best.restore() and self.keeper is not None:
+                self.keeper.restore_weights()
             raise
         finally:
             self.model.skipped_steps = self.skipped.steps

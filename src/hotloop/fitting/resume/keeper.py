@@ -15,6 +15,7 @@ from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
 from hotloop.fitting.resume.choices import Run, read_choices, write_choices
+from hotloop.fitting.resume.modules import write_module
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
@@ -129,6 +130,17 @@ class RunKeeper:
             f"{str(error).split(': ')[0]}: back to {self._describe(checkpoint)}, with "
             f"{self._factor:g} of the learning rate"
         )
+
+    def restore_weights(self) -> None:
+        """Give the net the weights of the last checkpoint, where there are no best ones yet."""
+        try:
+            checkpoint = self.latest()
+        except CheckpointError as error:
+            self._say(str(error))
+            return
+        if checkpoint is not None:
+            write_module(self.run.model.net, checkpoint.state["training"]["net"])
+            self._say(f"the net has the weights of step {checkpoint.step}, the last saved")
 
     def start_stage(self, stage: Any) -> int:
         """Begin a training stage, or put one back to where it was.

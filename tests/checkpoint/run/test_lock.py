@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hotloop.checkpoint.run import RunLock
+from hotloop.checkpoint.run import RunLock, refuse_where_locked
 from hotloop.errors import CheckpointError, RunInUseError
 
 HOLDER = """
@@ -39,13 +39,16 @@ def test_a_second_process_is_refused_with_the_firsts_number(tmp_path: Path):
     try:
         with pytest.raises(RunInUseError, match=f"process {process.pid} on"):
             RunLock(tmp_path)
+        with pytest.raises(RunInUseError, match=f"trained by process {process.pid} on"):
+            refuse_where_locked(tmp_path)
         forced = RunLock(tmp_path, force=True)
         forced.release()
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    RunLock(tmp_path).release()  # a killed process holds nothing
+    refuse_where_locked(tmp_path)  # a killed process holds nothing
+    RunLock(tmp_path).release()
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link])

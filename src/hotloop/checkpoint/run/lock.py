@@ -56,7 +56,7 @@ class RunLock:
                 f"ckpt_path in a folder you can write to."
             ) from error
         if not self._lock() and not force:
-            owner = self._owner()
+            owner = _owner_in(self._file)
             self._file.close()
             raise RunInUseError(_refusal(folder, owner))
         self._write_owner()
@@ -88,7 +88,7 @@ class RunLock:
         try:
             import fcntl
         except ImportError:  # Windows: the owner's process number decides
-            return not _alive(self._read().get("pid"))
+            return not _alive(_read(self._file).get("pid"))
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -113,19 +113,37 @@ class RunLock:
             self._file.write(json.dumps(owner))
             self._file.flush()
 
-    def _read(self) -> dict[str, Any]:
-        self._file.seek(0)
-        try:
-            owner = json.loads(self._file.read(4096))
-        except ValueError:
-            return {}
-        return owner if isinstance(owner, dict) else {}
 
-    def _owner(self) -> str:
-        owner = self._read()
-        if "pid" not in owner:
-            return "another process"
-        return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
+def refuse_where_locked(folder: Path) -> None:
+    """Refuse to write over the weights of a run that is being trained; takes no lock.
+
+    Raises:
+        RunInUseError: a run holds the folder; names its process.
+    """
+    owner = _holder_of(folder.resolve() / _NAME)
+    if owner is not None:
+        raise RunInUseError(
+            f"the run in '{folder}' is being trained by {owner}, and its best weights would be "
+            f"written over: pass another ckpt_path, or wait for it."
+        )
+
+
+def _holder_of(path: Path) -> str | None:
+    if path in _held:  # not opened: to close it would drop this process's lock
+        return f"another fit of this process ({os.getpid()})"
+    if not path.is_file():
+        return None
+    try:
+        import fcntl
+
+        with path.open() as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return _owner_in(file) if error.errno in _IN_USE else None
+    except (ImportError, OSError):  # no way to know
+        return None
+    return None
 
 
 def _refusal(folder: Path, owner: str) -> str:
@@ -133,6 +151,22 @@ def _refusal(folder: Path, owner: str) -> str:
         f"the run folder '{folder}' is in use by {owner}: wait for it, pass another ckpt_path, or "
         f"resume='force' if you know that it is not running."
     )
+
+
+def _read(file: Any) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        owner = json.loads(file.read(4096))
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _owner_in(file: Any) -> str:
+    owner = _read(file)
+    if "pid" not in owner:
+        return "another process"
+    return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
 
 
 def _alive(pid: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
+from hotloop.checkpoint.run import RunFolder
 from hotloop.errors import NonFiniteError, SettingsError
 from hotloop.fitting.non_finite import FiniteWatch, first_bad_gradient, scale_learning_rates
 
@@ -53,6 +55,16 @@ def test_a_bad_gradient_of_the_last_step_is_seen_before_the_validation(small):
         run()
     assert len(model.history["val_loss"]) == 1
     assert all(bool(torch.isfinite(p).all()) for p in model.net.parameters())
+
+
+def test_before_there_are_best_weights_those_of_the_last_checkpoint_are_loaded(small, capsys):
+    model, _, run = fit(small, {10: "gradient"}, save_every_steps=4)
+    with pytest.raises(NonFiniteError, match="at the end of epoch 1"):
+        run()
+    latest = RunFolder(Path("checkpoint.run")).latest(pytest.fail)
+    saved = latest.state["training"]["net"]["tensors"]
+    assert all(torch.equal(saved[name], p) for name, p in model.net.named_parameters())
+    assert f"the net has the weights of step {latest.step}," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])

@@ -98,12 +98,17 @@ class BestWeights:
             self.hold(None)
         return True
 
-    def restore_after(self, error: BaseException) -> None:
-        """Load the best weights back after an error, which gets a note where that cannot be."""
+    def restore_after(self, error: BaseException) -> bool:
+        """Load the best weights back after an error, which gets a note where that cannot be.
+
+        Returns:
+            Whether the net has them; False also where this run has none.
+        """
         try:
-            self.restore()
+            return self.restore()
         except CheckpointError as failed:
             error.add_note(str(failed))
+            return False
 
     def _load_file(self) -> None:
         try:

@@ -40,7 +40,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600 files; others could read
         os.replace(temporary, target)
         temporary = None
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(
             f"'{target}' cannot be written ({error.strerror or error}): free space on the disk or "
@@ -81,7 +81,8 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let the folder's names survive a power cut."""
     if os.name != "posix":  # Windows cannot open a folder; its rename is journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)

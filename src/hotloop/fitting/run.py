@@ -13,6 +13,7 @@ import torch
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
+from hotloop.checkpoint.run import refuse_where_locked
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
 from hotloop.data.guarded import can_guard
@@ -44,6 +45,7 @@ from hotloop.fitting.optimizers import (
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
+from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.fitting.resume.stops import ends_resumable, stays_for_the_user
 from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.step import StepOptions, StepRunner
@@ -86,6 +88,8 @@ class FitRun:
         )
         if is_main_process():
             check_writable(settings.ckpt_path)
+            if not settings.saving.saves:  # else the run takes the lock
+                refuse_where_locked(run_folder_of(settings.ckpt_path))
         self.accelerator = Accelerator(
             self.device, settings.mixed_precision, settings.gradient_accumulation_steps
         )
@@ -170,7 +174,8 @@ class FitRun:
             if self.parallel is not None:
                 self.parallel.finish()
         except (NonFiniteError, HalfUpdateError) as error:
-            self.best.restore_after(error)
+            if not self.best.restore_after(error) and self.keeper is not None:
+                self.keeper.restore_weights()
             raise
         finally:
             self.model.skipped_steps = self.skipped.steps
@@ -270,9 +275,12 @@ class FitRun:
         row: dict[str, Any] = {"epoch": epoch}
         row.update(self._run_stage("train", self.train_source, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
-        add_values(history, row)
-        self._call_hooks(callbacks, "on_train_epoch_end")
+        if self.keeper is None or not self.keeper.take_hooks_called():
+            add_values(history, row)
+            self._call_hooks(callbacks, "on_train_epoch_end")
         if self.val_source is not None:
+            if self.keeper is not None:
+                self.keeper.begin_validation()
             values = self._validate(self.val_source, epoch)
             add_values(history, values)
             row.update(values)

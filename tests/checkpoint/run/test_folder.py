@@ -56,6 +56,26 @@ def test_the_last_ones_are_kept(folder: RunFolder):
     assert torch.equal(found.state["weight"], torch.full((50,), 30.0))
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_is_not_kept_in_place_of_a_whole_one(
+    folder: RunFolder, keep: int, suffix: str
+):
+    folder.keep = keep
+    (folder.path / f"step-000000000020{suffix}").write_bytes(b"{}")
+    write(folder, 15)  # the run goes on from the one before
+    steps = [read(path).step for path in folder.manifests()]
+    assert steps == [15, 10][:keep]
+    write(folder, 20)
+    (folder.path / f"step-000000000020{suffix}").write_bytes(b"{}")
+    write(folder, 25)
+    said: list[str] = []
+    kept = [path for path in folder.manifests() if "0020" not in path.name]
+    assert [read(path).step for path in kept] == [25, 15][:keep]
+    assert folder.latest(said.append).step == 25
+    assert said == []
+
+
 def test_one_of_the_same_step_is_replaced(folder: RunFolder):
     write(folder, 20, value=21)
     assert folder.latest(pytest.fail).state["weight"][0] == 21
@@ -195,6 +215,69 @@ def test_an_earlier_run_is_set_aside_once(folder: RunFolder):
     folder.set_aside()
     assert [path.name for path in RunFolder(aside).manifests()] == ["step-000000000005.json"]
     assert folder.set_aside() is None
+
+
+def test_what_the_user_keeps_beside_an_earlier_run_stays(folder: RunFolder):
+    aside = folder.path / "previous"
+    (aside / "figures").mkdir(parents=True)
+    (aside / "notes.txt").write_text("the user's")
+    folder.set_aside()
+    write(folder, 5)
+    folder.set_aside()
+    assert (aside / "notes.txt").read_text() == "the user's"
+    assert (aside / "figures").is_dir()
+    assert RunFolder(aside).latest(pytest.fail).step == 5
+
+
+def test_nothing_is_moved_or_removed_through_a_link(folder: RunFolder, tmp_path: Path):
+    elsewhere = RunFolder(tmp_path / "elsewhere")
+    write(elsewhere, 1)
+    (folder.path / "previous").symlink_to(elsewhere.path)
+    with pytest.raises(CheckpointError, match="is a link"):
+        folder.set_aside()
+    assert elsewhere.latest(pytest.fail).step == 1
+    assert folder.latest(pytest.fail).step == 20
+
+
+def test_an_earlier_run_that_cannot_be_set_aside_is_told(folder: RunFolder):
+    (folder.path / "previous").write_text("the user's")
+    with pytest.raises(CheckpointError, match="cannot be moved to"):
+        folder.set_aside()
+
+
+class KilledError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_a_kill_while_an_earlier_run_is_set_aside_loses_none(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def dying(call):
+        def called(*args, **kwargs):
+            calls.append(call)
+            if len(calls) == number:
+                raise KilledError
+            return call(*args, **kwargs)
+
+        return called
+
+    calls: list[object] = []
+    folder.set_aside()
+    for step in (20, 30):  # one has the names of the run before it
+        write(folder, step, value=step + 1)
+    with monkeypatch.context() as patch:
+        for name in ("rename", "unlink"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        if number <= 8:  # calls that it takes
+            with pytest.raises(KilledError):
+                folder.set_aside()
+        else:
+            folder.set_aside()
+    folder.set_aside()
+    aside = RunFolder(folder.path / "previous")
+    assert [read(path).state["weight"][0] for path in aside.manifests()] == [31, 21]
+    assert folder.manifests() == []
 
 
 def test_leftovers_of_a_killed_process_are_removed(folder: RunFolder):

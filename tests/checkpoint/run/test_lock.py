@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hotloop.checkpoint.run import RunLock
-from hotloop.errors import RunInUseError
+from hotloop.checkpoint.run import RunLock, refuse_where_locked
+from hotloop.errors import CheckpointError, RunInUseError
 
 HOLDER = """
 import sys, time
@@ -37,13 +39,40 @@ def test_a_second_process_is_refused_with_the_firsts_number(tmp_path: Path):
     try:
         with pytest.raises(RunInUseError, match=f"process {process.pid} on"):
             RunLock(tmp_path)
+        with pytest.raises(RunInUseError, match=f"trained by process {process.pid} on"):
+            refuse_where_locked(tmp_path)
         forced = RunLock(tmp_path, force=True)
         forced.release()
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    RunLock(tmp_path).release()  # a killed process holds nothing
+    refuse_where_locked(tmp_path)  # a killed process holds nothing
+    RunLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path, make):
+    important, run = tmp_path / "important", tmp_path / "run"
+    important.write_text("the user's")
+    run.mkdir()
+    make(important, run / "run.lock")
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match="is a link"):
+            RunLock(run, force=force)
+    assert important.read_text() == "the user's"
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_the_run_goes_on(tmp_path: Path, monkeypatch, code: int):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    said: list[str] = []
+    RunLock(tmp_path, say=said.append).release()
+    assert len(said) == 1
+    assert "has no locks" in said[0]
 
 
 def test_a_second_fit_of_this_process_is_refused(tmp_path: Path):

@@ -331,8 +331,15 @@ def test_a_fault_while_used_batches_are_read_again_changes_nothing():
     assert fit("cut") == whole
 
 
+class WaitForKill:
+    """Keeps the run from its end, however long the test takes to come to it."""
+
+    def on_train_epoch_end(self, model):
+        time.sleep(600)
+
+
 def train(folder: Path, job: str):
-    return run(job, folder)
+    return run(job, folder, callbacks=[WaitForKill()])
 
 
 def test_two_runs_in_one_folder(tmp_path: Path):
@@ -346,6 +353,19 @@ def test_two_runs_in_one_folder(tmp_path: Path):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def test_the_best_weights_of_a_run_are_not_written_over_by_a_plain_fit(small):
+    class FitsToo:
+        def on_validation_epoch_end(self, model):
+            other, loader = make_model(small)
+            with pytest.raises(RunInUseError, match="would be written over"):
+                other.fit(loader, epochs=1, quiet=True)
+
+    model, loader = make_model(small)
+    model.fit(loader, loader, epochs=1, resume=True, quiet=True, callbacks=[FitsToo()])
+    other, loader = make_model(small)
+    other.fit(loader, epochs=1, quiet=True)  # the run is over
 
 
 SCRIPT = """

@@ -91,6 +91,7 @@ def fit(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[type, dict]:
+    fit(tmp_path_factory.mktemp("imports"))  # so that children need import nothing more
     return {
         data: in_child(fit, tmp_path_factory.mktemp("whole"), data)
         for data in (Noisy, HoldsGenerator)
@@ -100,7 +101,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[type, dict]:
 @pytest.mark.parametrize(
     "stops",
     [
-        [{"train": 1}, {"train": 1}],  # before the validation, and again when that was gone on with
+        # before the validation, and again when that was gone on with
+        [{"train": 1}, {"after": ("begin_validation", 1)}],
+        [{"train": 2}, {"after": ("start_stage", 1)}],
         [{"train": 1}, {"validation": 1}],
         [{"step": STEPS + 5}, {"step": 3}],  # twice between two validations
         [{"validation": 1}, {"train": 2}],
@@ -275,6 +278,49 @@ def fit_once(folder: Path, where: str = "", name: str = "SIGTERM", epochs: int =
         callbacks=[sends], **options,
     )  # fmt: skip
     return fingerprint(model, history)
+
+
+class Changes(StopAfter):
+    """Changes weights, learning rate, history and random state at the end of training."""
+
+    def __init__(self, **stop: Any) -> None:
+        super().__init__(**stop)
+        self.num_calls = 0
+
+    def on_train_epoch_end(self, model) -> None:
+        self.num_calls += 1
+        model.history.setdefault("drawn", []).append(float(torch.rand(())))
+        model.optimizer.param_groups[0]["lr"] *= 0.5
+        with torch.no_grad():
+            for parameter in model.net.parameters():
+                parameter *= 0.9
+        super().on_train_epoch_end(model)
+
+    def state_dict(self) -> dict:
+        return {"num_calls": self.num_calls}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.num_calls = state["num_calls"]
+
+
+def fit_changed(folder: Path, after: tuple[str, int] | None = None, **stop: Any) -> dict:
+    if after is not None:
+        signal_after(*after)
+    changes = Changes(**stop)
+    return {**run("resident", folder, callbacks=[changes]), "calls": changes.num_calls}
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [[{"train": 2}], [{"train": 2}, {"after": ("start_stage", 1)}, {"after": ("end_stage", 1)}]],
+)
+def test_what_a_hook_changes_before_validation_is_changed_once(tmp_path: Path, stops: list[dict]):
+    (tmp_path / "whole").mkdir()
+    whole = in_child(fit_changed, tmp_path / "whole")
+    assert whole["calls"] == 3
+    for stop in stops:
+        assert in_child(fit_changed, tmp_path, **stop) is None
+    assert in_child(fit_changed, tmp_path) == whole
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hotloop.checkpoint.run.folder import Checkpoint, RunFolder
-from hotloop.checkpoint.run.lock import RunLock
+from hotloop.checkpoint.run.lock import RunLock, refuse_where_locked
 from hotloop.checkpoint.run.writer import BackgroundWriter
 
-__all__ = ["BackgroundWriter", "Checkpoint", "RunFolder", "RunLock"]
+__all__ = ["BackgroundWriter", "Checkpoint", "RunFolder", "RunLock", "refuse_where_locked"]

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from hotloop.checkpoint.files import write_atomically
+from hotloop.checkpoint.files import sync_folder, write_atomically
 from hotloop.checkpoint.run.tree import decode
 from hotloop.errors import CheckpointError
 
@@ -71,6 +71,9 @@ class RunFolder:
     def write(self, step: int, data: Any, tensors: Mapping[str, torch.Tensor]) -> Path:
         """Write a checkpoint, and remove those that are too many.
 
+        Damaged ones do not count as kept. One of a later step is removed: the run went on from an
+        earlier one, since that was damaged.
+
         Args:
             step: training steps done, which names the files; one of that step is replaced.
             data: of ``tree.encode``; its entry "best" names a file of ``keep_best``, or is None.
@@ -108,7 +111,7 @@ class RunFolder:
                     f"of it was removed meanwhile; leave the folder alone while a run uses it."
                 ) from error
             raise
-        self._thin_out()
+        self._thin_out(path)
         return path
 
     def has(self, name: str, whole: BinaryIO) -> bool:
@@ -130,7 +133,8 @@ class RunFolder:
         if self.path.is_dir():
             for path in self.path.glob(".*.tmp"):
                 if _MANIFEST.match(path.name[1:]) or _FILE.match(path.name[1:]):
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        path.unlink()
 
     def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; None where there is none at all.
@@ -157,23 +161,56 @@ class RunFolder:
         return None
 
     def set_aside(self) -> Path | None:
-        """Move an earlier run's checkpoints out of the way of a new run; return where to."""
+        """Move an earlier run's checkpoints out of the way of a new run; return where to.
+
+        Checkpoints of a run before that one are removed; other files there are left alone. A kill
+        at any moment loses none of them: a manifest moves after what it names, and the next call
+        finishes the move.
+
+        Raises:
+            CheckpointError: they cannot be moved.
+        """
         manifests = self.manifests()
         if not manifests:
             return None
-        aside = self.path / "previous"
-        aside.mkdir(exist_ok=True)
-        for path in self._files() | set(aside.iterdir()):
-            if path.parent == aside:
-                path.unlink()
-        # manifests first: what is left of a crash in between is no half checkpoint
-        for path in [*manifests, *sorted(self._files() - set(manifests))]:
-            path.rename(aside / path.name)
-        return aside
+        aside = RunFolder(self.path / "previous")
+        if aside.path.is_symlink():
+            raise CheckpointError(
+                f"'{aside.path}' is a link, and an earlier run's checkpoints would be moved there: "
+                f"remove the link."
+            )
+        try:
+            aside.path.mkdir(exist_ok=True)
+            if not self._was_moving_to(aside):
+                aside.remove_all()
+            for paths in (self._files() - set(manifests), manifests):
+                for path in paths:
+                    path.rename(aside.path / path.name)
+                sync_folder(aside.path)
+                sync_folder(self.path)
+        except OSError as error:
+            raise CheckpointError(
+                f"an earlier run's checkpoints cannot be moved to '{aside.path}' "
+                f"({error.strerror or error}): move them yourself, or pass resume=True to go on "
+                f"with that run."
+            ) from error
+        return aside.path
+
+    def _was_moving_to(self, aside: RunFolder) -> bool:
+        """Tell whether a killed process had begun to move what is here now."""
+        for path in self.manifests():
+            with contextlib.suppress(CheckpointError):
+                manifest = read_manifest(path)
+                names = [manifest[part]["file"] for part in ("tensors", "best") if manifest[part]]
+                moved = [name for name in names if not (self.path / name).exists()]
+                if any((aside.path / name).exists() for name in moved):
+                    return True
+        return False
 
     def remove_all(self) -> None:
         """Remove every checkpoint."""
-        for path in [*self.manifests(), *self._files()]:
+        manifests = self.manifests()
+        for path in [*manifests, *(self._files() - set(manifests))]:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
@@ -193,14 +230,19 @@ class RunFolder:
             if _MANIFEST.fullmatch(path.name) or _FILE.fullmatch(path.name)
         }
 
-    def _thin_out(self) -> None:
-        manifests = self.manifests()
-        keep = set(manifests[: self.keep])
-        for path in manifests[: self.keep]:
-            with contextlib.suppress(CheckpointError):
+    def _thin_out(self, newest: Path) -> None:
+        keep: set[Path] = set()
+        num_whole = 0
+        for path in self.manifests():
+            if path.name > newest.name or num_whole == self.keep:
+                continue
+            keep.add(path)
+            with contextlib.suppress(CheckpointError, OSError):
                 manifest = read_manifest(path)
                 named = [manifest[part] for part in ("tensors", "best") if manifest[part]]
                 keep |= {self.path / entry["file"] for entry in named}
+                sizes = [(self.path / entry["file"]).stat().st_size for entry in named]
+                num_whole += sizes == [entry["bytes"] for entry in named]
         manifests_first = sorted(self._files() - keep, key=lambda path: path.suffix != ".json")
         for path in manifests_first:
             with contextlib.suppress(OSError):

@@ -21,6 +21,7 @@ from hotloop.fitting.resume.identity import (
     read_callbacks,
     write_callbacks,
 )
+from hotloop.fitting.resume.modules import write_module
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
 from hotloop.fitting.resume.stage import read_stage, write_stage
@@ -53,7 +54,9 @@ class RunKeeper:
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
         self._pending: Any = None  # of a stage that is to be gone on with
         self._num_done = 0  # batches of that stage
+        self._ended_stage: dict[str, Any] | None = None  # of an epoch that is not concluded
         self._train_end: dict[str, Any] | None = None
+        self._hooks_called = False  # of the stage that is to be gone on with, at its end
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
         self._factor = 1.0  # of the learning rate, after going back
@@ -84,7 +87,7 @@ class RunKeeper:
             CheckpointError: what is there cannot be used.
         """
         self.run.interrupt.before_stop = self.save_for_stop
-        self._lock = RunLock(self.folder.path, force=self.settings.resume == "force")
+        self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
         self.folder.clean()
         run = self.run
         for source in (run.train_source, run.val_source):
@@ -133,7 +136,7 @@ class RunKeeper:
         checkpoint = self.latest()
         if checkpoint is None:
             raise error
-        self._stage = self._train_end = None
+        self._stage = self._ended_stage = self._train_end = None
         self._between_epochs = self._stopping = False
         self.restore(checkpoint)
         self._factor *= _REWIND_FACTOR
@@ -144,6 +147,17 @@ class RunKeeper:
             f"{self._factor:g} of the learning rate"
         )
 
+    def restore_weights(self) -> None:
+        """Give the net the weights of the last checkpoint, where there are no best ones yet."""
+        try:
+            checkpoint = self.latest()
+        except CheckpointError as error:
+            self._say(str(error))
+            return
+        if checkpoint is not None:
+            write_module(self.run.model.net, checkpoint.state["training"]["net"])
+            self._say(f"the net has the weights of step {checkpoint.step}, the last saved")
+
     def start_stage(self, stage: Any) -> int:
         """Begin a training stage, or put one back to where it was.
 
@@ -153,7 +167,7 @@ class RunKeeper:
         Returns:
             The batches that were done before.
         """
-        self._train_end = None
+        self._ended_stage = self._train_end = None
         self._between_epochs = False
         self._stage = stage
         self.run.train_source.place.prepare()
@@ -179,13 +193,23 @@ class RunKeeper:
             self._save_if_due()
 
     def end_stage(self) -> None:
-        """Note the state at the end of training in this epoch, for a stop during validation."""
-        self._train_end = self._capture()
+        """Note what the training of this epoch came to, for a stop during validation."""
+        self._ended_stage = read_stage(self._stage)
         self._stage = None
+
+    def take_hooks_called(self) -> bool:
+        """Tell whether the hooks at the end of training were called before the run was saved."""
+        called, self._hooks_called = self._hooks_called, False
+        return called
+
+    def begin_validation(self) -> None:
+        """Note the state after those hooks, which may change the training, for a stop from now."""
+        if self._ended_stage is not None:
+            self._train_end = self._capture()
 
     def begin_epoch_end(self) -> None:
         """Note that the epoch is being concluded, in which nothing can be saved."""
-        self._train_end = None
+        self._ended_stage = self._train_end = None
 
     def end_epoch(self, epoch: int) -> None:
         """Save after a whole epoch; at a stop ``save_for_stop`` does."""
@@ -289,6 +313,7 @@ class RunKeeper:
         run.skipped.steps = list(state["skipped_steps"])
         write_callbacks(self.callbacks, state["callbacks"])
         self._pending = state["stage"]
+        self._hooks_called = state.get("hooks_called", False)
         self._num_done = state["train_place"]["num_batches"]
         random = state["random"]
         run.train_source.place.resume_at(Position(**state["train_place"]), random)
@@ -305,7 +330,9 @@ class RunKeeper:
     def _capture(self, between_epochs: bool = False) -> dict[str, Any]:
         """Return everything but the training's tensors, as it is now."""
         run = self.run
-        num_rows = run.stopping.epoch
+        hooks_called = not between_epochs and (self._hooks_called or self._ended_stage is not None)
+        # the row of an unfinished epoch is made again, unless hooks have seen it
+        num_rows = run.stopping.epoch + hooks_called
         val_place = None if run.val_source is None else run.val_source.place.next_epoch()
         train = run.train_source.place
         place = train.next_epoch() if between_epochs else train.position()
@@ -329,7 +356,8 @@ class RunKeeper:
             "skipped_steps": list(run.skipped.steps),
             "skipped_samples": [*run.model.skipped_samples, *train.skipped],
             "callbacks": read_callbacks(self.callbacks),
-            "stage": None if between_epochs else read_stage(self._stage),
+            "hooks_called": hooks_called,
+            "stage": None if between_epochs else self._ended_stage or read_stage(self._stage),
         }
 
     @property

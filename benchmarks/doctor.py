@@ -34,20 +34,24 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import FitSettings
 from hotloop.timing.clock import NoClock, StepClock
 
-FIT = {"epochs": 2, "plot": False, "quiet": True, "cpu": True, "resident_budget": 0}
+EPOCHS = 2
+FIT: dict[str, Any] = {
+    "epochs": EPOCHS, "plot": False, "quiet": True, "cpu": True, "resident_budget": 0
+}  # fmt: skip
 
 
 def epoch_seconds(build: Any, argument: str | None, whole: bool = False) -> float:
     """Return the seconds of a second epoch, callbacks included; of the mean one of a whole fit."""
     model, loader, callbacks = build(argument)
-    options = {'fit(mixed_precision="bf16")': {"mixed_precision": "bf16"},
+    every: dict[str, dict[str, Any]] = {'fit(mixed_precision="bf16")': {"mixed_precision": "bf16"},
                "fit(resident_budget=0.3)": {"resident_budget": 0.3},
-               "fit(compile=True)": {"compile": True}}.get(argument or "", {})  # fmt: skip
+               "fit(compile=True)": {"compile": True}}  # fmt: skip
+    options = every.get(argument or "", {})
     model.fit(loader, callbacks=callbacks, **(FIT | options))
-    stages, last = model.time_report().stages, FIT["epochs"]
+    stages = model.time_report().stages
     if whole:
-        return sum(stage.total for stage in stages) / last
-    return sum(stage.total for stage in stages if stage.epoch == last)
+        return float(sum(stage.total for stage in stages)) / EPOCHS
+    return float(sum(stage.total for stage in stages if stage.epoch == EPOCHS))
 
 
 def run_case(name: str, case: Case, seconds: float, repeats: int) -> dict[str, Any]:
@@ -63,7 +67,8 @@ def run_case(name: str, case: Case, seconds: float, repeats: int) -> dict[str, A
     argument = change.argument if change else None
     if change is None and case.expected in kinds:
         argument = "the loss left where it is"
-    before, after = [], []
+    before: list[float] = []
+    after: list[float] = []
     whole = change is not None and change.name == "resident"  # reads before the first epoch
     for repeat in range(repeats if argument else 0):  # in turn: a busy minute hits both
         for applied in (None, argument) if repeat % 2 else (argument, None):
@@ -100,7 +105,8 @@ def run_tuned(repeats: int) -> list[dict[str, Any]]:
     datasets = {"decode": Decoded(1024), "wait": Waited(1024)}
     rows = []
     for name, dataset in datasets.items():
-        build, seconds = reading(dataset), {}
+        build = reading(dataset)
+        seconds: dict[str, list[float]] = {}
         settings = ["0", "1", "2", "4", "8", "auto"]
         for _ in range(repeats):
             for setting in settings:

@@ -19,7 +19,7 @@ from hotloop import KerasModel
 WIDTH = 256
 
 
-class Rows(Dataset):
+class Rows(Dataset[Any]):
     """Rows that take no time to read."""
 
     def __init__(self, length: int = 512) -> None:

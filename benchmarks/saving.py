@@ -38,7 +38,7 @@ def train(data: TensorDataset, every: int | None, epochs: int) -> tuple[float, i
             counts["saves"] += 1
             return write(*args)
 
-        RunFolder.write = counted  # type: ignore[method-assign]
+        RunFolder.write = counted  # type: ignore[method-assign, assignment]
         started = time.perf_counter()
         model.fit(
             loader, monitor="train_loss", epochs=epochs, quiet=True, exact=True,

@@ -55,11 +55,9 @@ class TunedSource(BatchSource):
         if resumed is not None and resumed.ended:
             return super()._open()
         self.count.begin_epoch()
-        if self.count.settled and not self.count.num_workers:
-            return super()._open()
-        return self._read_by_workers()
+        return self._read_in_turns()
 
-    def _read_by_workers(self) -> Iterator[Any]:
+    def _read_in_turns(self) -> Iterator[Any]:
         """Yield what is left of the epoch, read by one pool of workers after another."""
         count, place = self.count, self.place
         left = _RowsLeft(rows.tolist() for rows in place.open_indices(self._index_batches))
@@ -77,8 +75,7 @@ class TunedSource(BatchSource):
             for batch in pool.read(None, count_empty):
                 now = time.perf_counter()
                 cost = pool.cost
-                assert cost is not None  # the pool was asked to look
-                if cost.drew:
+                if cost is not None and cost.drew and (num_workers or not count.settled):
                     count.settle(0, f"reading draws random numbers ({', '.join(cost.drew)})")
                     if num_workers:
                         left.put_back()
@@ -87,7 +84,7 @@ class TunedSource(BatchSource):
                 if came is None:
                     count.batch_bytes = sum(tensor.nbytes for _, tensor in iterate_tensors(batch))
                     count.begin_reading(now - asked, len(self) - place.num_batches)
-                elif feed.is_open:  # else the workers are on their way out
+                elif cost is not None and feed.is_open:  # else the workers are on their way out
                     count.note(cost, now - asked, now - came)
                 feed.is_open = count.num_workers == num_workers
                 came = now
@@ -96,6 +93,7 @@ class TunedSource(BatchSource):
 
     def _make_pool(self, feed: _Feed) -> GuardedLoader:
         loader, num_workers = self._loader, self.count.num_workers
+        measure = num_workers > 0 or not self.count.settled
         pins = num_workers > 0 and self.device.type == "cuda"  # beside the steps, not between them
         with _more_workers_than_cores():
             pool = DataLoader(
@@ -107,7 +105,7 @@ class TunedSource(BatchSource):
                 pin_memory=loader.pin_memory or pins,
                 generator=torch.Generator(),  # nobody's numbers are drawn for workers' seeds
             )
-        return GuardedLoader(pool, self.role, self.place.skip_bad, measure=True)
+        return GuardedLoader(pool, self.role, self.place.skip_bad, measure=measure)
 
 
 class _RowsLeft:

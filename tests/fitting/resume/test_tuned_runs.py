@@ -14,6 +14,7 @@ from faults.jobs import fingerprint
 from torch.utils.data import DataLoader
 
 from hotloop.checkpoint.run import RunFolder
+from hotloop.data import worker_count
 from hotloop.data.workers import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers do not start as copies here")
@@ -74,6 +75,15 @@ def test_a_stop(tmp_path: Path, whole: dict, stop: dict, saved: int, capfd):
     said = capfd.readouterr().out
     assert "going on with the run" in said
     assert said.count("tune: reading a batch of train_data") == 2  # each time workers read
+
+
+def test_a_stop_where_workers_were_not_worth_it(tmp_path: Path, whole: dict, monkeypatch, capfd):
+    with monkeypatch.context() as slow_workers:
+        slow_workers.setattr(worker_count, "_LONG_READING", float("inf"))
+        slow_workers.setattr(worker_count, "_WORTHWHILE_SHARE", 2.0)
+        assert in_child(fit, tmp_path, step=2 * STEPS) is None
+    assert "train_data is read without workers as before" in capfd.readouterr().out
+    assert in_child(fit, tmp_path) == whole[True]
 
 
 def test_tuning_may_begin_and_end_with_a_stop(tmp_path: Path, whole: dict):

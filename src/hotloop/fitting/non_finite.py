@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -52,12 +53,20 @@ class BufferGuard:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        self._buffers = list(net.buffers())
+        # of one kind together, for which a device needs one kernel
+        self._buffers = sorted(net.buffers(), key=lambda b: (str(b.device), str(b.dtype)))
         self._before: list[torch.Tensor] = []
 
     def note(self) -> None:
         """Copy the buffers as they are before the forward pass."""
-        self._before = [buffer.detach().clone() for buffer in self._buffers]
+        if not self._before:
+            self._before = [buffer.detach().clone() for buffer in self._buffers]
+            return
+        pairs = zip(self._before, self._buffers, strict=True)
+        with torch.no_grad():
+            for _, group in itertools.groupby(pairs, lambda pair: (pair[1].device, pair[1].dtype)):
+                before, buffers = zip(*group, strict=True)
+                torch._foreach_copy_(list(before), list(buffers))
 
     def restore(self, where: torch.Tensor | None = None) -> None:
         """Put the copies back.

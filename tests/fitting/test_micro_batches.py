@@ -67,6 +67,27 @@ def test_parts_give_the_same_numbers(small, capsys, backward, loss, options):
     assert whole["train_acc"].equals(history["train_acc"])
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.2, 3.0])])
+def test_ignored_labels_and_class_weights_count_as_in_the_whole_batch(small, weight):
+    inputs, labels = small[0][:64], small[1][:64].clone()
+    labels[:8] = labels[35:40] = -100  # a whole part, and some of another
+
+    def train(room: int) -> tuple[nn.Module, list[float]]:
+        torch.manual_seed(0)
+        first, relu, last = make_mlp()
+        net = nn.Sequential(first, Limited(room), relu, last)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        model = KerasModel(net, nn.CrossEntropyLoss(weight), optimizer=optimizer)
+        loader = DataLoader(TensorDataset(inputs, labels), batch_size=32)
+        history = model.fit(loader, epochs=3, plot=False, quiet=True)
+        return net, history["train_loss"].tolist()
+
+    (expected, whole), (net, parts) = train(1000), train(10)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for left, right in zip(expected.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
 def test_a_group_of_batches_is_weighted_by_samples(small):
     expected, _ = fit(small, 1000, gradient_accumulation_steps=3)
     net, _ = fit(small, 10, gradient_accumulation_steps=3)

@@ -73,6 +73,10 @@ class Forward:
         loss = _own_loss(output) if self.loss_fn is None else self.loss_of(preds, labels)
         return StepOutput(loss, preds, labels)
 
+    def labels_of(self, batch: Any) -> Any:
+        """Return the labels of a batch."""
+        return self._unpacker.split(batch)[2]
+
     def loss_of(self, preds: Any, labels: Any) -> torch.Tensor:
         """Return the loss of predictions in full precision; ``loss_fn`` computes it."""
         self.label_range.check(preds)

@@ -60,8 +60,9 @@ class MicroBatches:
 
     The parts' losses are weighted by their samples, so that loss and gradient are those of the
     mean over the whole batch, up to rounding. That holds for losses that are a mean over samples
-    and for nets that treat samples apart. Batch normalisation does not: there splitting is
-    refused. Dropout draws other masks.
+    (``CrossEntropyLoss`` and ``NLLLoss`` also with class weights and ignored labels) or a sum, and
+    for nets that treat samples apart. Batch normalisation does not: there splitting is refused.
+    Dropout draws other masks.
 
     Args:
         say: takes a line for the user.
@@ -207,15 +208,19 @@ class MicroBatches:
             step.lap("forward")
             step.add_gradients(output.loss, num_samples)
             return replace(output, loss=loss)
-        by_sum = getattr(step.loss_fn, "reduction", "mean") == "sum"
         outputs: list[tuple[float, StepOutput]] = []
-        for part in parts:
+        first = True
+        for part, share in zip(parts, _shares(step, parts), strict=True):
             output = step.forward(part)
-            share = 1.0 if by_sum else count_samples(part) / num_samples
+            if not share:  # all labels are ignored: the loss is 0 / 0
+                no_loss = torch.zeros_like(output.loss.detach())
+                outputs.append((share, _detached(replace(output, loss=no_loss))))
+                continue
             step.read_loss(output.loss, part)
             step.lap("forward")
-            step.add_gradients(output.loss * share, num_samples, first=not outputs)
+            step.add_gradients(output.loss * share, num_samples, first=first)
             outputs.append((share, _detached(output)))
+            first = False
         joined = _joined(outputs)
         return replace(joined, loss=step.read_loss(joined.loss, batch))
 
@@ -293,6 +298,28 @@ def split(batch: Any, num_parts: int) -> list[Any]:
         map_leaves(batch, lambda leaf, start=start: cut(leaf, start))  # type: ignore[misc]
         for start in range(0, num_samples, size)
     ]
+
+
+def _shares(step: Step, parts: list[Any]) -> list[float]:
+    """Return what the loss of each part counts in that of the whole batch."""
+    if getattr(step.loss_fn, "reduction", "mean") == "sum":
+        return [1.0] * len(parts)
+    divisors = [_divisor(step, part) for part in parts]
+    # a batch whose labels are all ignored has no loss: not a number, in parts as in whole
+    return [divisor / sum(divisors) if any(divisors) else 1.0 for divisor in divisors]
+
+
+def _divisor(step: Step, part: Any) -> float:
+    """Return what a mean loss divides the sum over a part by."""
+    loss_fn = step.loss_fn
+    if step.computes_itself or type(loss_fn) not in (nn.CrossEntropyLoss, nn.NLLLoss):
+        return float(count_samples(part))
+    labels = step.compute_loss.labels_of(part)
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return float(count_samples(part))
+    kept = labels[labels != loss_fn.ignore_index].long()
+    # sync: where memory ran out the parts are waited for
+    return float(kept.numel() if loss_fn.weight is None else loss_fn.weight[kept].sum())
 
 
 def _detached(output: StepOutput) -> StepOutput:

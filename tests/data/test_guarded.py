@@ -125,7 +125,8 @@ def test_where_samples_are_not_read_one_by_one_it_is_said(capsys):
 def test_a_killed_worker_is_named_with_the_sample_it_was_reading():
     with pytest.raises(WorkerDiedError, match=r"killed by SIGKILL\) at sample 23: look") as raised:
         fit(Rows(deadly=23), num_workers=2, resume=True)
-    assert "DataLoader worker" in str(raised.value.__cause__)
+    # torch's watchdog saw it, or the connection through which its batch was to be fetched
+    assert isinstance(raised.value.__cause__, (RuntimeError, OSError, EOFError))
     assert isinstance(raised.value, DataError)
     assert RunFolder(Path("checkpoint.run")).latest(pytest.fail) is not None
 

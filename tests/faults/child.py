@@ -41,6 +41,7 @@ def start_child(function: Callable[..., Any], folder: Path, *args: Any, **option
         status = stopped.code if isinstance(stopped.code, int) else FAILED
     except BaseException as error:  # noqa: BLE001 - it ends this process, and the log says how
         died = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        died |= isinstance(error, (ConnectionError, EOFError))  # what was to be fetched from it
         status = WORKER_DIED if died or type(error).__name__ == "WorkerDiedError" else FAILED
         traceback.print_exc()
     finally:

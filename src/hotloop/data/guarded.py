@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import re
 import signal
@@ -25,6 +26,14 @@ from hotloop.data.reading import (
     as_it_is,
 )
 from hotloop.errors import SampleError, WorkerDiedError
+
+
+@contextlib.contextmanager
+def quiet_about_cores() -> Iterator[None]:
+    """Keep torch from warning of more workers than cores, where that was chosen or is tried."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class IndexFeed:
@@ -150,8 +159,7 @@ class GuardedLoader:
             self._start_workers_anew()
         elif not self.loader.persistent_workers:
             self.worker_states = dict(self.start.states)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
+        with quiet_about_cores():
             iterator = iter(self.loader)
         self._iterator = iterator
         # workers that stand in for others serve one epoch: the next one counts from the first again

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import itertools
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hotloop.data.adapt import BatchSource
-from hotloop.data.guarded import GuardedLoader
+from hotloop.data.guarded import GuardedLoader, quiet_about_cores
 from hotloop.data.proof import Proof, prove_workers
 from hotloop.data.sampling import IndexBatches
 from hotloop.data.worker_count import WorkerCount
@@ -95,7 +93,7 @@ class TunedSource(BatchSource):
         loader, num_workers = self._loader, self.count.num_workers
         measure = num_workers > 0 or not self.count.settled
         pins = num_workers > 0 and self.device.type == "cuda"  # beside the steps, not between them
-        with _more_workers_than_cores():
+        with quiet_about_cores():
             pool = DataLoader(
                 loader.dataset,
                 batch_sampler=feed,
@@ -150,14 +148,6 @@ class _Feed:
             if row is None:
                 return
             yield row
-
-
-@contextlib.contextmanager
-def _more_workers_than_cores() -> Iterator[None]:
-    """Keep torch from warning of workers that were measured to be worth it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
 
 
 def tune_source(source: BatchSource, say: Callable[[str], None]) -> BatchSource:

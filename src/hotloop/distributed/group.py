@@ -23,7 +23,7 @@ def join_group(device: torch.device, init_method: str = "env://") -> None:
             this process and of all come from RANK and WORLD_SIZE.
     """
     if device.type != "cpu":
-        _set_current(device)
+        set_current(device)
     if is_initialized():
         return
     if device.type == "cpu":
@@ -92,7 +92,8 @@ def seed_by_rank(device: torch.device) -> None:
     np.random.seed(own % 2**32)
 
 
-def _set_current(device: torch.device) -> None:
+def set_current(device: torch.device) -> None:
+    """Make an accelerator the one that torch takes where none is named."""
     accelerator: Any = torch.accelerator
     if hasattr(accelerator, "set_device_index"):
         accelerator.set_device_index(device.index or 0)

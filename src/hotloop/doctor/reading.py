@@ -9,7 +9,6 @@ import io
 import os
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from hotloop.data.guarded import quiet_about_cores
 from hotloop.data.proof import same_batch
 from hotloop.data.purity import read_samples
 from hotloop.data.random_state import RandomStates
@@ -196,14 +196,6 @@ class IndexLists:
             batches = torch.split(rows, self._size)
             full = [batch for batch in batches if len(batch) == self._size]
             yield from (batch.tolist() for batch in full or batches)
-
-
-@contextlib.contextmanager
-def quiet_about_cores() -> Iterator[None]:
-    """Keep torch from warning of more workers than cores, which are tried on purpose."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        yield
 
 
 def _bytes_read() -> int:

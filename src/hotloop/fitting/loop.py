@@ -13,6 +13,7 @@ from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
+from hotloop.fitting.gated_update import waiting_costs
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.non_finite import FiniteWatch, first_bad
 from hotloop.fitting.readback import Readback
@@ -109,7 +110,7 @@ class EpochRunner:
             try:
                 losses, step_values = step_runner(batch)
             except NonFiniteError as error:
-                self._name_samples(error, dataloader)
+                self._name_samples(error)
                 raise
             except RuntimeError as error:
                 self._explain_devices(error, batch)
@@ -122,7 +123,7 @@ class EpochRunner:
                 for name, value in losses.items():
                     self.log(name).append(value, num_samples)
                 if watch is not None and watch.saw_bad(self.log("train_loss").pending()):
-                    self._check_finite(dataloader)
+                    self._check_finite()
             display.step(num_samples, step_values)
             if threads is not None and not threads.done:
                 threads.tick()
@@ -138,7 +139,7 @@ class EpochRunner:
             values = {name: log.mean() for name, log in self.logs.items()}
         else:
             values = parallel.means(self.logs)
-        self._check_finite(dataloader)
+        self._check_finite()
         self._check_weights(dataloader)
         # torchkeras' order of columns: losses, metrics, then lr
         values.update({k: to_host(v) for k, v in step_values.items() if k != "lr"})
@@ -208,12 +209,7 @@ class EpochRunner:
         options, epoch = runner.options, self.options.epoch
         for step, reason in found:
             if options.on_non_finite == "rewind" or options.skipped is None:
-                error = NonFiniteError(
-                    f"{reason} in step {step} of epoch {epoch}", step=step, epoch=epoch
-                )
-                if self._source is not None:
-                    self._name_samples(error, self._source)
-                raise error
+                raise self._bad_step(f"{reason} in step {step} of epoch {epoch}", step)
             options.skipped.add(epoch, step, reason)
 
     def log(self, name: str) -> LossLog:
@@ -239,15 +235,21 @@ class EpochRunner:
         """Return what looks at losses that wait on a device."""
         standard = isinstance(self.step_runner, StepRunner)
         # a CPU's losses are read at once, and those of "meta" have no value
-        on_device = standard and self.accelerator.device.type not in ("cpu", "meta")
+        on_device = standard and waiting_costs(self.accelerator.device)
         return FiniteWatch(time.perf_counter) if on_device and self.stage == "train" else None
 
-    def _name_samples(self, error: NonFiniteError, dataloader: BatchSource) -> None:
-        indices = dataloader.place.samples_of(error.step)
+    def _bad_step(self, text: str, step: int) -> NonFiniteError:
+        """Return the error for a step that was bad, with its samples."""
+        error = NonFiniteError(text, step=step, epoch=self.options.epoch)
+        self._name_samples(error)
+        return error
+
+    def _name_samples(self, error: NonFiniteError) -> None:
+        indices = None if self._source is None else self._source.place.samples_of(error.step)
         if indices is not None:
             error.name_samples(indices)
 
-    def _check_finite(self, dataloader: BatchSource) -> None:
+    def _check_finite(self) -> None:
         """Refuse an epoch whose training loss went NaN on a device (a CPU's is seen at once)."""
         self.settle()
         log = self.logs.get("train_loss")
@@ -257,10 +259,7 @@ class EpochRunner:
         bad = first_non_finite(losses)
         if bad is not None:
             step, epoch = bad + 1, self.options.epoch
-            text = explain_non_finite(losses[bad], self.net, None, step, epoch)
-            error = NonFiniteError(text, step=step, epoch=epoch)
-            self._name_samples(error, dataloader)
-            raise error
+            raise self._bad_step(explain_non_finite(losses[bad], self.net, None, step, epoch), step)
 
     def _check_weights(self, dataloader: BatchSource) -> None:
         """Refuse weights that went NaN with no loss after it to show that.

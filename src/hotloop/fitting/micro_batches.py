@@ -17,7 +17,6 @@ from hotloop.fitting.memory_of_updates import forget_new_state
 from hotloop.fitting.non_finite import BufferGuard
 from hotloop.nested import count_samples, map_leaves
 
-_RELEASED = "out of memory: the resident data was moved to the host"
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -187,7 +186,7 @@ class MicroBatches:
         _free_unused()
         released = self._release()
         if released:
-            self._say(_RELEASED)
+            self._say("out of memory: the resident data was moved to the host")
         return released
 
     def _attempt(self, step: Step, batch: Any) -> tuple[StepOutput | None, str]:
@@ -236,7 +235,6 @@ class MicroBatches:
             OutOfMemoryError: splitting would change the result, or one sample does not fit.
         """
         whole = step.drop_gradients()
-        _free_unused()
         num_samples = count_samples(batch)
         size = -(-num_samples // self.num_parts)
         if not whole:
@@ -245,10 +243,9 @@ class MicroBatches:
                 f"of a group of accumulated batches: pass a smaller batch_size and a larger "
                 f"gradient_accumulation_steps."
             )
-        if self._release():
+        if self._make_room_for_data():
             if self._buffers is not None:
                 self._buffers.restore()
-            self._say(_RELEASED)
             return
         reason = reason_against(step.net)
         if reason is not None:
@@ -305,8 +302,9 @@ def _shares(step: Step, parts: list[Any]) -> list[float]:
     if getattr(step.loss_fn, "reduction", "mean") == "sum":
         return [1.0] * len(parts)
     divisors = [_divisor(step, part) for part in parts]
+    whole = sum(divisors)
     # a batch whose labels are all ignored has no loss: not a number, in parts as in whole
-    return [divisor / sum(divisors) if any(divisors) else 1.0 for divisor in divisors]
+    return [divisor / whole if whole else 1.0 for divisor in divisors]
 
 
 def _divisor(step: Step, part: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -151,7 +150,9 @@ class FitRun:
             RunInterrupted: a signal ended a run that is saved.
         """
         saving, path = self.settings.saving, self.settings.ckpt_path
-        resumable = ends_resumable(self.interrupt, path) if saving.saves else nullcontext()
+        resumable = (
+            ends_resumable(self.interrupt, path) if saving.saves else contextlib.nullcontext()
+        )
         with resumable:
             self._run(callbacks)
 

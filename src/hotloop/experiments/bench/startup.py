@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from hotloop.distributed.group import set_current
 from hotloop.hardware import synchronize
 
 _SMALL = 1 << 20  # elements: enough for all threads of a CPU
@@ -48,7 +48,8 @@ def start_device(device: torch.device) -> Started:
     started_up = Started(device)
     if device.type != "cpu":
         started = time.perf_counter()
-        _choose(device)
+        if device.index is not None:
+            set_current(device)
         torch.empty(1, device=device)
         synchronize(device)  # sync: the context is made now, not within the next figure
         started_up.seconds["device initialisation"] = time.perf_counter() - started
@@ -61,13 +62,3 @@ def start_device(device: torch.device) -> Started:
         seconds.append(time.perf_counter() - started)
     started_up.seconds["first kernel, beyond a warm one"] = max(seconds[0] - min(seconds[1:]), 0.0)
     return started_up
-
-
-def _choose(device: torch.device) -> None:
-    if device.type == "cpu" or device.index is None:
-        return
-    accelerator: Any = torch.accelerator
-    if hasattr(accelerator, "set_device_index"):
-        accelerator.set_device_index(device.index)
-    else:
-        accelerator.set_device_idx(device.index)  # its name in torch 2.6

@@ -313,7 +313,7 @@ class RunKeeper:
         run.skipped.steps = list(state["skipped_steps"])
         write_callbacks(self.callbacks, state["callbacks"])
         self._pending = state["stage"]
-        self._hooks_called = state.get("hooks_called", False)
+        self._hooks_called = state["hooks_called"]
         self._num_done = state["train_place"]["num_batches"]
         random = state["random"]
         run.train_source.place.resume_at(Position(**state["train_place"]), random)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import sys
@@ -20,6 +21,8 @@ from benchmarks.contestants import load_contestant
 from benchmarks.contestants.outcome import Clock, FirstStepClock, NotAvailableError
 from benchmarks.jobs import JOBS
 from benchmarks.jobs.job import Job, Setting
+
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class Spec:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+
+def run_in_folder(spec: Spec, folder: str) -> None:
+    """Run a spec in a folder, with all output in a file there."""
+    os.chdir(folder)
+    with open(LOG, "wb") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    warnings.simplefilter("ignore")
+    run_spec(spec)
 
 
 def run_spec(spec: Spec) -> None:

@@ -57,6 +57,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tables", default=",".join(JOBS), help="jobs, with commas")
     parser.add_argument("--only", help="contestants, with commas; all when not given")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="each job's own number when not given")
+    parser.add_argument("--preload", action="store_true", help="import torch once for all")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--minutes", type=float, default=120.0, help="for everything together")
     options = parser.parse_args(arguments)
@@ -72,6 +74,8 @@ def table_command(job: str, options: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "benchmarks.run", job, "--out", str(options.out)]
     command += ["--repeats", str(options.repeats)]
     command += ["--only", options.only] if options.only else []
+    command += ["--epochs", str(options.epochs)] if options.epochs else []
+    command += ["--preload"] if options.preload else []
     return [*command, "--quick"] if options.quick else command
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chart import draw_chart
-from benchmarks.child import Spec
+from benchmarks.child import LOG, Spec, run_in_folder
 from benchmarks.contestants import CONTESTANTS, WHEN_NAMED
 from benchmarks.jobs import JOBS
 from benchmarks.jobs.image import find_image_data
@@ -94,7 +95,8 @@ class Measurement:
                 image_data=options.image_data,
                 result=str(Path(folder) / "result.json"),
             )
-            outcome = run_process(spec, Path(folder), options.limit)
+            run = fork_process if options.preload else run_process
+            outcome = run(spec, Path(folder), options.limit)
         who = contestant if variant == self.family.name else f"{contestant}, {variant}"
         if "not_available" in outcome:
             # one that never ran is left out; one that ran before has failed, which is news
@@ -115,7 +117,7 @@ def run_process(spec: Spec, folder: Path, limit: float) -> dict[str, Any]:
     The result of a process that failed, or took longer than ``limit`` seconds, is
     ``{"not_available": reason}``.
     """
-    log = folder / "log.txt"
+    log = folder / LOG
     with log.open("w") as file:  # not a pipe: workers that outlive the process would hold it
         try:
             done = subprocess.run(
@@ -129,10 +131,33 @@ def run_process(spec: Spec, folder: Path, limit: float) -> dict[str, Any]:
             )
         except subprocess.TimeoutExpired:
             return {"not_available": f"took longer than {limit:g} s"}
+    return read_result(spec, log, done.returncode)
+
+
+def fork_process(spec: Spec, folder: Path, limit: float) -> dict[str, Any]:
+    """As ``run_process``, in a process forked off one that has imported torch and torchmetrics.
+
+    Nothing but these imports was done there: no device, no threads.
+    """
+    os.environ.update(environment())
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.child", "torchmetrics"])
+    process = context.Process(target=run_in_folder, args=(spec, str(folder)))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return {"not_available": f"took longer than {limit:g} s"}
+    return read_result(spec, folder / LOG, process.exitcode or 0)
+
+
+def read_result(spec: Spec, log: Path, status: int) -> dict[str, Any]:
+    """Return what a process measured, or the last line of its log where it failed."""
     result = Path(spec.result)
-    if done.returncode or not result.exists():
+    if status or not result.exists():
         last_line = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-        return {"not_available": f"failed with exit status {done.returncode}: {last_line}"}
+        return {"not_available": f"failed with exit status {status}: {last_line}"}
     read: dict[str, Any] = json.loads(result.read_text())
     return read
 
@@ -166,6 +191,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument("--limit", type=float, default=3600, help="seconds for one process")
+    parser.add_argument("--preload", action="store_true", help="import torch once for all: on Unix")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     family = JOBS[options.job]

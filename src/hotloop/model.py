@@ -146,7 +146,7 @@ class KerasModel(nn.Module):
         quiet: bool = False,
         resident_budget: float | None = None,
         batch_transform: Callable[..., Any] | None = None,
-        compile: bool | Literal["auto"] = False,
+        compile: bool | Literal["auto"] | None = None,
         tf32: bool | None = None,
         resume: bool | Literal["force"] = False,
         save_every_steps: int | None = None,
@@ -197,8 +197,9 @@ class KerasModel(nn.Module):
                 ``f(inputs)``, or of both ``f(inputs, labels)`` that returns both. See
                 ``hotloop.augment``.
             compile: run the training step as one graph where that is proven safe: compiled on a
-                CPU (which takes seconds, and differs by rounding), replayed on CUDA. "auto"
-                does so only where it pays back within this run, by measuring. What cannot be
+                CPU (which takes seconds, and differs by rounding), replayed on CUDA (the same
+                numbers). "auto" does so only where it pays back within this run, by measuring.
+                None is "auto" on CUDA, and False elsewhere and with ``exact``. What cannot be
                 proven runs as ever, and the reason is said once.
             tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
                 False computes products and convolutions in full float32; None leaves torch's

@@ -185,11 +185,11 @@ def test_the_watch_of_a_device_looks_now_and_then():
     now = [0.0]
     watch = FiniteWatch(lambda: now[0])
     losses = torch.tensor([1.0, float("nan")])
-    assert not watch.saw_bad(losses)  # not yet due
+    assert not watch.saw_bad(lambda: losses)  # not yet due
     now[0] = 1.0
-    assert not watch.saw_bad(losses)  # the copy has been started
-    assert watch.saw_bad(losses)
-    assert not watch.saw_bad(None)
+    assert not watch.saw_bad(lambda: losses)  # the copy has been started
+    assert watch.saw_bad(lambda: losses)
+    assert not watch.saw_bad(lambda: None)
 
 
 def test_every_rate_is_scaled():

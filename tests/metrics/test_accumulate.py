@@ -27,7 +27,7 @@ def test_pending_losses_of_a_device_are_kept_in_order():
     losses = torch.randn(2500)
     for loss in losses:
         log.num_samples.append(1)
-        log._append_pending(loss)
+        log._hold(loss)
     assert log.values() == losses.tolist()
     assert log.pending().tolist() == losses[2048:].tolist()
     readback = Readback()

@@ -66,6 +66,12 @@ class BatchSource:
     def __bool__(self) -> bool:
         return True
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether reading a batch runs code of the user's in this process."""
+        own = getattr(type(self.batches), "__iter__", None)
+        return own not in (list.__iter__, tuple.__iter__)
+
     def __iter__(self) -> Iterator[Any]:
         """Yield ``num_batches`` batches on the device, or all of them where it is unknown."""
         for _, batch in self.iterate_with_host():

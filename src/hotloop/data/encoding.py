@@ -47,6 +47,7 @@ class Bytes:
 
     def __init__(self, divisor: int) -> None:
         self.divisor = divisor
+        self._table: Table | None = None
 
     def encode(self, values: torch.Tensor) -> torch.Tensor | None:
         """Return the bytes, None where a value is none of the 256."""
@@ -57,7 +58,12 @@ class Bytes:
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return float32 values."""
-        return codes.to(torch.float32).div_(self.divisor)
+        if codes.device.type == "cpu":
+            return codes.to(torch.float32).div_(self.divisor)
+        # CUDA divides by a number by multiplying with its reciprocal, which rounds otherwise
+        if self._table is None:
+            self._table = Table(self.decode(torch.arange(256).to(torch.uint8)))
+        return self._table.decode(codes)
 
 
 class Table:

@@ -31,7 +31,8 @@ _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading 
 _READ_BATCH = 256
 _NUM_REREAD = 64  # samples compared before the take-over
 _NUM_RECHECK = 4  # samples compared again each epoch
-_GATHER_BYTES = 1 << 18  # of small batches that are gathered at once
+_GATHER_BYTES = 1 << 18  # of small batches that are gathered at once, to stay in a cache
+_DEVICE_GATHER_BYTES = 1 << 26  # on an accelerator, where launches cost more than memory
 SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
 
 
@@ -158,6 +159,11 @@ class ResidentSource(BatchSource):
         return sum(column.num_bytes for column in self._columns)
 
     @property
+    def runs_own_code(self) -> bool:
+        """Whether reading a batch runs code of the user's in this process."""
+        return self.given_up is not None
+
+    @property
     def on_accelerator(self) -> bool:
         """Whether the data takes memory of an accelerator."""
         return any(column.codes.device.type != "cpu" for column in self._columns)
@@ -198,8 +204,9 @@ class ResidentSource(BatchSource):
         if not self._index_batches.draws_at_once:
             yield from map(self._gather, self._rows())
             return
+        limit = _DEVICE_GATHER_BYTES if self.on_accelerator else _GATHER_BYTES
         for rows in self._rows():
-            together = max(1, min(_GATHER_BYTES // max(len(rows) * self._row_bytes(), 1), 64))
+            together = max(1, min(limit // max(len(rows) * self._row_bytes(), 1), 64))
             if together == 1 and not waiting:
                 yield self._gather(rows)
                 continue
@@ -226,9 +233,12 @@ class ResidentSource(BatchSource):
 
     def _host_labels(self) -> Any:
         """Return all labels in the place of a batch's, for the check of their range."""
+        labels = self._columns[-1]
         if self.device.type == "cpu" or type(self._template) is not list:
             return None
-        return [None, self._columns[-1].encoding.decode(self._columns[-1].codes).cpu()]
+        if labels.dtype.is_floating_point:  # only class indices have a range
+            return None
+        return [None, labels.encoding.decode(labels.codes).cpu()]
 
     def _rows(self) -> Iterator[torch.Tensor]:
         try:

@@ -20,7 +20,8 @@ from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepRunner
 from hotloop.fitting.threads import ThreadTrial
 from hotloop.fitting.trainable import Trainable, is_users_own
-from hotloop.metrics.batched import BatchedUpdates
+from hotloop.metrics.accumulate import MAX_HELD_LOSSES, check_metrics
+from hotloop.metrics.batched import MAX_HELD_BATCHES, BatchedUpdates
 
 _SHORT_RUN_STEPS = 100
 
@@ -116,28 +117,37 @@ class Speedups:
         elif compute is not None:
             reason = "the model's step is your own"
         if reason is not None:
-            say(f"compile: the training step runs eagerly, since {reason}")
+            if settings.compile is not None:
+                say(f"compile: the training step runs eagerly, since {reason}")
             return
         num_batches = source.num_batches
-        own_code_between = (
-            type(source) is BatchSource
-            or transform is not None
-            or not type(scheduler).__module__.startswith(("torch.", "builtins"))
+        own_code = transform is not None or not type(scheduler).__module__.startswith(
+            ("torch.", "builtins")
         )
+        # nobody but hotloop holds what a step returns, and it holds so many
+        standard = model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
+        held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
         self.graph = GraphedStep(
             model.net,
             model.loss_fn,
             model.optimizer,
             accelerator,
             GraphSettings(
-                mode=settings.compile,
+                mode=settings.graph_mode(self.device),
+                by_default=settings.compile is None,
                 num_steps=None if num_batches is None else num_batches * settings.epochs,
                 clip_grad_norm=settings.clip_grad_norm,
-                check_every_step=own_code_between,
+                check_every_step=lambda: own_code or source.runs_own_code,
                 say=say,
                 is_settled=self.is_settled,
+                keeps_preds=bool(len(check_metrics(model.metrics_dict))),
+                num_kept=held if standard and self._holds_few(model) else 0,
             ),
         )
+
+    def _holds_few(self, model: Trainable) -> bool:
+        """Tell whether predictions are let go after some steps; metrics may keep them all."""
+        return self.join_metrics or not len(check_metrics(model.metrics_dict))
 
     def is_settled(self) -> bool:
         """Tell whether what a graph is made for is decided."""

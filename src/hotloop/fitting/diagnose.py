@@ -48,7 +48,10 @@ class LabelRange:
         """
         if self.host_labels is not None:
             self.refuse(preds, self.host_labels)
-            self._last_preds = preds.to("meta") if isinstance(preds, torch.Tensor) else None
+            # a shape alone: predictions themselves would hold on to their step's autograd graph
+            self._last_preds = None
+            if isinstance(preds, torch.Tensor):
+                self._last_preds = torch.empty(preds.shape, dtype=preds.dtype, device="meta")
 
     def check_again(self) -> None:
         """As ``check``, for a step whose predictions have the shape of the last ones checked."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hotloop.fitting.device_rate import DeviceRate
 from hotloop.fitting.optimizers import steps_plainly
 
 _ADAMS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
@@ -15,22 +16,26 @@ class DirectStep:
     """Calls the kernel that ``optimizer.step()`` would call, with the same arguments.
 
     ``step`` looks up state, checks and groups every parameter anew each time, which costs more
-    than the kernel itself on small nets. Here the lists are made once, after a first step of the
-    optimizer's own, and made anew when a group's parameters, or which of them have gradients,
-    have changed. Hyperparameters are read in every step. Adam, AdamW and SGD with ``fused=True``;
-    any hook, any ``step`` put in the place of torch's own, keeps the usual way.
+    than the kernel itself on small nets. Here the lists are made once, as soon as the optimizer has
+    made its state, and made anew when a group's parameters, or which of them have gradients, have
+    changed. Hyperparameters are read in every step; on CUDA the kernel reads the learning rate from
+    the device in float32, as it does in a graph. Adam, AdamW and SGD with ``fused=True``; any hook,
+    any ``step`` put in the place of torch's own, keeps the usual way.
     """
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
         self._groups: list[_Group] = []
-        self._supported = type(optimizer) in _ADAMS or type(optimizer) is torch.optim.SGD
+        self._is_sgd = type(optimizer) is torch.optim.SGD
+        self._supported = type(optimizer) in _ADAMS or self._is_sgd
 
     def step(self) -> None:
         """Do what ``optimizer.step()`` does."""
         if not self._supported or not self._is_plain():
             self.optimizer.step()
             return
+        if not self._groups and self._has_state():
+            self._look_up()
         groups = self.optimizer.param_groups
         gradients = []
         for held, group in zip(self._groups, groups, strict=False):
@@ -51,9 +56,18 @@ class DirectStep:
         gated = "grad_scale" in settings or "found_inf" in settings
         return not gated and steps_plainly(self.optimizer)
 
+    def _has_state(self) -> bool:
+        """Tell whether the optimizer has made a first step on every parameter that it will step."""
+        return all(
+            self.optimizer.state.get(p) or (self._is_sgd and not group["momentum"])
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        )
+
     def _look_up(self) -> None:
         self._groups = []
-        kind = _SgdGroup if type(self.optimizer) is torch.optim.SGD else _AdamGroup
+        kind = _SgdGroup if self._is_sgd else _AdamGroup
         groups: list[_Group] = [
             kind(self.optimizer, group) for group in self.optimizer.param_groups
         ]
@@ -75,6 +89,8 @@ class _Group:
         self.params = [p for p in self.listed if p.grad is not None]
         self.states = [optimizer.state.get(p, {}) for p in self.params]
         self._optimizer, self._optimizer_state = optimizer, optimizer.state
+        on_cuda = bool(self.params) and self.params[0].device.type == "cuda"
+        self._rate = DeviceRate(self.params[0].device) if on_cuda else None
         devices = {(p.device, p.dtype) for p in self.params}
         self.uniform = bool(
             group.get("fused")
@@ -102,6 +118,10 @@ class _Group:
     def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
         """Call the kernel."""
         raise NotImplementedError
+
+    def rate(self, group: dict[str, Any]) -> Any:
+        """Return the learning rate as the kernel takes it."""
+        return group["lr"] if self._rate is None else self._rate.of(float(group["lr"]))
 
 
 class _AdamGroup(_Group):
@@ -156,7 +176,7 @@ class _AdamGroup(_Group):
             self._squares,
             [],
             self._steps,
-            lr=group["lr"],
+            lr=self.rate(group),
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],
@@ -185,7 +205,7 @@ class _SgdGroup(_Group):
             self._buffers if group["momentum"] else [],
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
-            lr=group["lr"],
+            lr=self.rate(group),
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],

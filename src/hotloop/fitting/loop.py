@@ -122,7 +122,7 @@ class EpochRunner:
             if not getattr(step_runner, "left_out", False):
                 for name, value in losses.items():
                     self.log(name).append(value, num_samples)
-                if watch is not None and watch.saw_bad(self.log("train_loss").pending()):
+                if watch is not None and watch.saw_bad(self.log("train_loss").pending):
                     self._check_finite()
             display.step(num_samples, step_values)
             if threads is not None and not threads.done:

@@ -111,18 +111,20 @@ class FiniteWatch:
         self._due = clock() + _WATCH_SECONDS
         self._readback = Readback()
 
-    def saw_bad(self, pending: torch.Tensor | None) -> bool:
+    def saw_bad(self, newest: Callable[[], torch.Tensor | None]) -> bool:
         """Tell whether losses were NaN or infinite when they were last looked at.
 
         Args:
-            pending: the newest losses, on the device; None when they are read on the host anyway.
+            newest: gives the newest losses, on the device; None when they are on the host anyway.
         """
         if self._readback.in_flight:
             values = self._readback.take()
             return values is not None and values[0] < 1
-        if pending is not None and self._clock() >= self._due:
+        if self._clock() >= self._due:
             self._due = self._clock() + _WATCH_SECONDS
-            self._readback.start(torch.isfinite(pending).all().float().reshape(1))
+            pending = newest()
+            if pending is not None:
+                self._readback.start(torch.isfinite(pending).all().float().reshape(1))
         return False
 
 

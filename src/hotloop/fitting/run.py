@@ -454,7 +454,7 @@ class FitRun:
     def start_speedups(self) -> None:
         """Do what was chosen; to be undone with ``speedups.undo()``."""
         self.speedups.apply()
-        if self.settings.compile and not self.settings.exact:
+        if self.settings.graph_mode(self.device):
             self.speedups.make_graph(
                 self.model,
                 self.accelerator,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import torch
+
 from hotloop.errors import SettingsError
 from hotloop.fitting.resume.settings import ResumeSettings, is_one_of
 from hotloop.timing.trace import check_steps
@@ -49,7 +51,7 @@ class FitSettings:
     exact: bool = False
     resident_budget: float | None = None
     batch_transform: Callable[..., Any] | None = None
-    compile: bool | Literal["auto"] = False
+    compile: bool | Literal["auto"] | None = None
     tf32: bool | None = None
     saving: ResumeSettings = field(default_factory=ResumeSettings)
     tune: str | None = None
@@ -73,14 +75,22 @@ class FitSettings:
             **{k: v for k, v in arguments.items() if k in own},
         )
 
+    def graph_mode(self, device: torch.device) -> bool | Literal["auto"]:
+        """Return whether training steps become one graph on ``device``; "auto" if that pays."""
+        if self.exact:
+            return False
+        if self.compile is None:
+            return "auto" if device.type == "cuda" else False
+        return self.compile
+
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
         precision = "no" if self.mixed_precision is None else self.mixed_precision
         _check_choice("mixed_precision", precision, PRECISIONS)
         _check_choice("scheduler_interval", self.scheduler_interval, ("step", "epoch"))
-        if not is_one_of(self.compile, (True, False, "auto")):
+        if not is_one_of(self.compile, (True, False, "auto", None)):
             raise SettingsError(
-                f"compile={self.compile!r} is not known: pass True, False or 'auto'."
+                f"compile={self.compile!r} is not known: pass True, False, 'auto' or None."
             )
         if not is_one_of(self.tf32, (True, False, None)):
             raise SettingsError(f"tf32={self.tf32!r} is not known: pass True, False or None.")

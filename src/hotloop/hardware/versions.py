@@ -18,11 +18,19 @@ _AMD_DRIVER = Path("/sys/module/amdgpu/version")
 def software_versions() -> dict[str, str]:
     """Return the versions of hotloop, torch and Python, and the system's name and release."""
     return {
-        "hotloop": importlib.metadata.version("hotloop"),
+        "hotloop": _own_version(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
     }
+
+
+def _own_version() -> str:
+    """Return the installed version; hotloop may run from its sources without one."""
+    try:
+        return importlib.metadata.version("hotloop")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def backend_versions(device: torch.device) -> dict[str, str]:

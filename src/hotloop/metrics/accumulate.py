@@ -15,6 +15,7 @@ from hotloop.nested import describe
 from hotloop.placement import explain_device_error
 
 _CHUNK = 1024  # step losses a device buffer holds; 4 KiB, read in one copy
+MAX_HELD_LOSSES = 32  # on a device, before they are put into a buffer together; divides _CHUNK
 
 
 class LossLog:
@@ -24,15 +25,16 @@ class LossLog:
     counts for what it holds: ``sum(n_i * loss_i) / sum(n_i)``, summed in float64 in step order,
     which is bitwise what a loop with ``total += loss.item() * n`` computes.
 
-    On a CPU a loss is read at once (nothing is pending there); on an accelerator it is copied
-    into a buffer on the device, and read in one go when somebody asks for ``values``.
+    On a CPU a loss is read at once (nothing is pending there); on an accelerator it is held, put
+    into a buffer on the device with others, and read in one go when somebody asks for ``values``.
     """
 
     def __init__(self) -> None:
         self.num_samples: list[int] = []
         self._host: list[float] = []
         self._chunks: list[torch.Tensor] = []
-        self._num_pending = 0
+        self._num_pending = 0  # in the chunks
+        self._held: list[torch.Tensor] = []
 
     def __len__(self) -> int:
         return len(self.num_samples)
@@ -45,15 +47,16 @@ class LossLog:
         elif loss.device.type == "cpu":
             self._host.append(loss.item())
         else:
-            self._append_pending(loss.detach())
+            self._hold(loss.detach())
 
     def load(self, values: list[float], num_samples: list[int]) -> None:
         """Take over the losses of steps that were done before, in the place of those here."""
         self._host, self.num_samples = list(values), list(num_samples)
-        self._chunks, self._num_pending = [], 0
+        self._chunks, self._num_pending, self._held = [], 0, []
 
     def values(self) -> list[float]:
         """Return the loss of every step so far; on an accelerator this waits for them."""
+        self._write_held()
         if self._num_pending:
             # sync: one copy for up to 1024 steps, at a boundary the caller chose
             pending = torch.cat(self._chunks)[: self._num_pending]
@@ -72,18 +75,26 @@ class LossLog:
 
     def pending(self) -> torch.Tensor | None:
         """Return the newest chunk's filled part on the device, None when nothing is there."""
+        self._write_held()
         if not self._num_pending:
             return None
         used = (self._num_pending - 1) % _CHUNK + 1
         return self._chunks[-1][:used]
 
-    def _append_pending(self, loss: torch.Tensor) -> None:
-        index = self._num_pending % _CHUNK
-        if index == 0:
-            dtype = torch.float64 if loss.dtype == torch.float64 else torch.float32
-            self._chunks.append(torch.empty(_CHUNK, dtype=dtype, device=loss.device))
-        self._chunks[-1][index].copy_(loss)
-        self._num_pending += 1
+    def _hold(self, loss: torch.Tensor) -> None:
+        self._held.append(loss)
+        if len(self._held) >= MAX_HELD_LOSSES:
+            self._write_held()
+
+    def _write_held(self) -> None:
+        while self._held:
+            first, start = self._held[0], self._num_pending % _CHUNK
+            if start == 0:
+                dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+                self._chunks.append(torch.empty(_CHUNK, dtype=dtype, device=first.device))
+            losses, self._held = self._held[: _CHUNK - start], self._held[_CHUNK - start :]
+            self._chunks[-1][start : start + len(losses)].copy_(torch.stack(losses))
+            self._num_pending += len(losses)
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:

@@ -23,7 +23,7 @@ _CONFUSION = tuple(
     for task in ("Binary", "Multiclass", "Multilabel")
     for name in ("ConfusionMatrix", "JaccardIndex")
 )
-_MAX_BATCHES = 64
+MAX_HELD_BATCHES = 64
 _MAX_VALUES = 1 << 20
 
 
@@ -67,18 +67,20 @@ class BatchedUpdates:
         return bool(found) and all(can_be_joined(metric) for metric in found)
 
     def add(self, preds: Any, labels: Any) -> None:
-        """Take one batch; both are kept by reference until the next flush."""
+        """Take one batch; both are kept by reference until the next flush, and no longer."""
         if not (_joins(preds, self._preds) and _joins(labels, self._labels)):
             self.flush()
         if not (self._seen_one and _has_samples(preds) and _has_samples(labels)):
-            self._seen_one = True  # the first at once: what a metric refuses is refused there
-            update_metrics(self.metrics, preds, labels)
+            # the first at once: what a metric refuses is refused there. Metrics may keep what they
+            # are given, which is not promised to stay as it is
+            self._seen_one = True
+            update_metrics(self.metrics, _copied(preds), labels)
             return
         self._preds.append(preds)
         self._labels.append(labels)
         self._versions.append((preds._version, labels._version))
         self._num_values += preds.numel()
-        if len(self._preds) >= _MAX_BATCHES or self._num_values >= _MAX_VALUES:
+        if len(self._preds) >= MAX_HELD_BATCHES or self._num_values >= _MAX_VALUES:
             self.flush()
 
     def flush(self) -> None:
@@ -94,6 +96,10 @@ class BatchedUpdates:
         preds, labels = torch.cat(self._preds), torch.cat(self._labels)
         self._preds, self._labels, self._versions, self._num_values = [], [], [], 0
         update_metrics(self.metrics, preds, labels)
+
+
+def _copied(preds: Any) -> Any:
+    return preds.clone() if isinstance(preds, torch.Tensor) else preds
 
 
 def _has_samples(value: Any) -> bool:

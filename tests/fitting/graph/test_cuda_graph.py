@@ -8,9 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import AUROC, Accuracy
 
+from hotloop import KerasModel
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+from hotloop.fitting.graph import graphed as graphs
+from hotloop.fitting.graph.cuda_graph import CudaGraphEngine, OutputRing
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.graph.pure_step import LossModule
@@ -45,7 +49,7 @@ def make_engine(capture=CalledAgain, make_optimizer=None, clip=None):
     nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
     optimizer.step()
     optimizer.zero_grad()
-    settings = GraphSettings(True, None, clip, False, print)
+    settings = GraphSettings(True, None, clip, lambda: False, print)
     graphed = GraphedStep(net, nn.CrossEntropyLoss(), optimizer, Accelerator(CPU), settings)
     graphed._module = LossModule(net, nn.CrossEntropyLoss(), batch)
     state = [p.detach().clone() for p in [*net.parameters(), *net.buffers()]]
@@ -115,3 +119,68 @@ def test_changes_of_what_is_baked_are_seen():
 def test_an_optimizer_without_its_fused_kernel_is_refused():
     with pytest.raises(DeclinedError, match="fused"):
         make_engine(make_optimizer=lambda p: torch.optim.Adam(p, lr=0.25))
+
+
+def fit_with_stand_in(monkeypatch, train_data, compile_it=True, metrics=None, **options):
+    """Fit with the engine of CUDA and a capture that calls the step again."""
+    engines = []
+
+    def build(graphed, leaves):
+        engines.append(CudaGraphEngine(graphed, leaves, CalledAgain))
+        return engines[-1]
+
+    monkeypatch.setattr(graphs, "build_engine", build)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, 2))
+    metrics = metrics or {"acc": Accuracy(task="multiclass", num_classes=2)}
+    model = KerasModel(net, nn.CrossEntropyLoss(), metrics, adam(net.parameters()))
+    options = {"epochs": 3, "plot": False, "quiet": True, **options}
+    history = model.fit(train_data, compile=compile_it, **options)
+    numbers = history.drop(columns="epoch").to_numpy().tolist()
+    return engines, numbers, [p.detach().clone() for p in net.parameters()]
+
+
+def assert_same(first, second):
+    assert first[1] == second[1]
+    assert all(torch.equal(a, b) for a, b in zip(first[2], second[2], strict=True))
+
+
+@pytest.mark.parametrize("metric", [Accuracy, AUROC])
+def test_a_fit_is_bitwise_the_eager_one(small, monkeypatch, metric):
+    loader = DataLoader(TensorDataset(*small), 10, shuffle=True)
+    runs = [
+        fit_with_stand_in(
+            monkeypatch, loader, mode, {"m": metric(task="multiclass", num_classes=2)}
+        )
+        for mode in (False, True)
+    ]
+    assert [len(engines) for engines, *_ in runs] == [0, 1]
+    assert (runs[1][0][0]._ring is not None) == (metric is Accuracy)
+    assert_same(*runs)
+
+
+def test_tensors_that_come_again_are_read_where_they_lie(small, monkeypatch):
+    batch, other = [[part[:50].clone() for part in small] for _ in range(2)]
+    runs = [fit_with_stand_in(monkeypatch, [batch] * 30, mode) for mode in (False, True)]
+    engine = runs[1][0][0]
+    assert all(a is b for a, b in zip(engine._leaves, batch, strict=True))
+    assert_same(*runs)
+    data = [*[batch] * 10, other, *[batch] * 10]
+    runs = [fit_with_stand_in(monkeypatch, data, mode) for mode in (False, True)]
+    assert [engine._fixed for engine in runs[1][0]] == [[True, True], [False, False]]
+    assert_same(*runs)
+
+
+def test_rows_of_outputs_stay_for_some_steps():
+    ring = OutputRing(torch.zeros(()), torch.zeros(3, 2), num_rows=4, keeps_preds=True)
+    taken = []
+    for step in range(1, 7):
+        ring.write(torch.tensor(float(step)), torch.full((3, 2), float(step)))
+        taken.append(ring.take(None))
+        for back, (loss, preds) in enumerate(reversed(taken[-4:])):
+            assert loss.item() == preds[0, 0].item() == step - back
+    large = OutputRing(torch.zeros(()), torch.zeros(2**22, 2), num_rows=4, keeps_preds=True)
+    preds = torch.ones(2**22, 2)
+    assert large.take(preds)[1] is not preds
+    unread = OutputRing(torch.zeros(()), preds, num_rows=4, keeps_preds=False)
+    assert unread.take(preds)[1] is preds

@@ -10,7 +10,7 @@ import torch
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.inductor import compile_step
 from hotloop.fitting.graph.pure_step import PureStep
-from hotloop.fitting.graph.updates import make_updates, structure
+from hotloop.fitting.graph.updates import check_clipping, make_updates, structure
 
 
 def build_engine(graphed: Any, leaves: Sequence[torch.Tensor]) -> Any:
@@ -119,20 +119,6 @@ class CompiledEngine:
     @staticmethod
     def _flat(arguments: list[Any]) -> list[torch.Tensor]:
         return list(torch.utils._pytree.tree_leaves(arguments))
-
-
-def check_clipping(
-    clip_grad_norm: float | None, net: torch.nn.Module, groups: Sequence[Sequence[torch.Tensor]]
-) -> None:
-    """Refuse clipping where the joint norm has other parts than the trained parameters.
-
-    Raises:
-        DeclinedError: the net has parameters with gradients that the optimizer does not hold.
-    """
-    trained = {id(p) for group in groups for p in group}
-    own = [p for p in net.parameters() if p.requires_grad]
-    if clip_grad_norm is not None and {id(p) for p in own} != trained:
-        raise DeclinedError("clipping counts gradients that the optimizer does not use")
 
 
 def _layout(tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:

@@ -17,14 +17,16 @@ from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.build import build_engine
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, MovedError
 from hotloop.fitting.graph.prover import Prover
 from hotloop.fitting.graph.pure_step import LossModule, cloned
 
 _MAX_BUILDS = 3
 _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
 _TIMED_STEPS = 12
-_WORTHWHILE_SECONDS = {"cpu": 60.0}  # of eager training left; compiling takes 5 to 60 s there
+# of eager training left: compiling takes 5 to 60 s on a CPU, tracing and capture 1 to 2 s on CUDA
+_WORTHWHILE_SECONDS = {"cpu": 60.0, "cuda": 4.0}
+_LAUNCH_BOUND = 0.6  # of a step's time spent on the host; below, a graph has little to save
 _WORTHWHILE = 0.95
 
 
@@ -36,18 +38,25 @@ class GraphSettings:
         mode: True for always, "auto" for where it pays within the run.
         num_steps: steps of the whole run; None when unknown.
         clip_grad_norm: as in ``StepOptions``.
-        check_every_step: other code of the user runs between steps (a loader in this process, a
-            transform), so that what was proven is looked at again before each.
+        check_every_step: tells whether other code of the user runs between steps (a loader in this
+            process, a transform), so that what was proven is looked at again before each.
         say: takes a line for the user.
         is_settled: tells whether the number of threads is decided, which a graph is made for.
+        by_default: the user asked for nothing, and is told only of a graph that was tried.
+        keeps_preds: whether anybody reads the predictions of a step.
+        num_kept: for how many further steps the loss and predictions of a step must stay as they
+            are; 0 for always.
     """
 
     mode: bool | str
     num_steps: int | None
     clip_grad_norm: float | None
-    check_every_step: bool
+    check_every_step: Callable[[], bool]
     say: Callable[[str], None]
     is_settled: Callable[[], bool] = lambda: True
+    by_default: bool = False
+    keeps_preds: bool = True
+    num_kept: int = 0
 
 
 class Engine(Protocol):
@@ -102,7 +111,10 @@ class GraphedStep:
         self._num_steps = self._num_builds = self._num_other_forms = 0
         self._running = self._checked = False
         self._goes_on = False  # with a run whose steps were the graph's
+        self._last_leaves: Sequence[Any] = ()
+        self._stay: list[bool] | None = None  # which tensors of a batch were the same ones so far
         self._eager_seconds: list[float] = []
+        self._host_seconds: list[float] = []  # of them, until the device had all its work
         self._graph_seconds: list[float] = []
 
     def run(
@@ -116,6 +128,8 @@ class GraphedStep:
             step_scheduler: called after a step that was not eager.
         """
         self._num_steps += 1
+        if self._engine is None and self.reason is None:
+            self._note_places(batch)
         if self.reason is not None or self._num_steps == 1 or not self.settings.is_settled():
             return eager(batch)
         if (
@@ -132,6 +146,14 @@ class GraphedStep:
         except DeclinedError as declined:
             self._give_up(str(declined))
             return eager(batch)
+        except MovedError:
+            self._drop_engine()
+            self._note_places(batch)
+            return eager(batch)
+
+    def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
+        """Tell of each tensor of a batch whether every step so far was given that very one."""
+        return [False] * len(leaves) if self._stay is None else list(self._stay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return which steps are the graph's, for a run that goes on elsewhere."""
@@ -187,19 +209,32 @@ class GraphedStep:
         self.num_replayed += 1
         self.optimizer._opt_called = True  # what a scheduler looks for
         step_scheduler()
-        if self.settings.mode == "auto" and len(self._graph_seconds) < _TIMED_STEPS:
+        if self._eager_seconds and len(self._graph_seconds) < _TIMED_STEPS:
             self._judge(started)
         return StepOutput(loss, preds, self._module.labels(leaves))
 
     def _check(self, leaves: Sequence[torch.Tensor]) -> None:
         """Drop the engine where something that it relied on has changed."""
         engine = self._engine
-        self._checked = not self.settings.check_every_step
+        self._checked = not self.settings.check_every_step()
         with self.accelerator.autocast():
             if engine is not None and engine.is_current() and self._prover.still_holds(leaves):
                 return
+        self._drop_engine()
+
+    def _drop_engine(self) -> None:
         self.finish()
         self._engine = None
+
+    def _note_places(self, batch: Any) -> None:
+        """Compare where a batch's tensors lie with the batch before, which is alive still."""
+        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
+        if self._last_leaves:
+            same = [_same_place(a, b) for a, b in zip(leaves, self._last_leaves, strict=False)]
+            if self._stay is not None:
+                same = [a and b for a, b in zip(same, self._stay, strict=False)]
+            self._stay = same if len(leaves) == len(self._last_leaves) else [False] * len(leaves)
+        self._last_leaves = leaves
 
     def _build(
         self,
@@ -224,7 +259,8 @@ class GraphedStep:
         if not self._goes_on:  # else it was compared in the process that built it first
             output = compare(engine, leaves, batch, eager, self.accelerator.device)
         self._goes_on = False
-        self._engine, self._checked = engine, not self.settings.check_every_step
+        self._engine, self._checked = engine, not self.settings.check_every_step()
+        self._last_leaves = ()
         seconds = time.perf_counter() - started
         if self._num_builds == 1:
             self.settings.say(f"compile: the training step is one graph, built in {seconds:.1f} s")
@@ -244,7 +280,9 @@ class GraphedStep:
         self.finish()
         self.reason = reason
         self._engine = self._prover = None
-        self.settings.say(f"compile: the training step runs eagerly, since {reason}")
+        self._last_leaves = ()
+        if self._num_builds or not self.settings.by_default:
+            self.settings.say(f"compile: the training step runs eagerly, since {reason}")
 
     def _pays(self) -> bool:
         """Tell whether enough training is left for a graph to be worth its making."""
@@ -256,7 +294,11 @@ class GraphedStep:
             return False
         seconds = statistics.median(self._eager_seconds)
         left = (settings.num_steps - self._num_steps) * seconds
-        if left < _WORTHWHILE_SECONDS.get(self.accelerator.device.type, 1.0):
+        on_host = statistics.median(self._host_seconds)
+        if on_host < _LAUNCH_BOUND * seconds:
+            self._give_up("the device, and not Python, is what takes the time")
+            return False
+        if left < _WORTHWHILE_SECONDS.get(self.accelerator.device.type, 60.0):
             self._give_up(f"about {left:.0f} s of training are left, too few to pay for it")
             return False
         return True
@@ -264,6 +306,7 @@ class GraphedStep:
     def _timed(self, eager: Callable[[Any], StepOutput], batch: Any) -> StepOutput:
         started = time.perf_counter()
         output = eager(batch)
+        self._host_seconds.append(time.perf_counter() - started)
         self._synchronize()
         self._eager_seconds.append(time.perf_counter() - started)
         return output
@@ -287,6 +330,14 @@ class GraphedStep:
 
 def _is_flat(batch: Any) -> bool:
     return type(batch) is list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
+
+
+def _same_place(leaf: Any, other: Any) -> bool:
+    if not (isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor)):
+        return False
+    if leaf is other:
+        return True
+    return leaf.data_ptr() == other.data_ptr() and form_of([leaf]) == form_of([other])
 
 
 def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import array
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -146,6 +147,20 @@ def make_updates(optimizer: Any) -> list[Update]:
         if isinstance(group.get("betas", (0.0,))[0], torch.Tensor):
             raise DeclinedError("the optimizer's betas are tensors")
     return [kind(optimizer, group) for group in optimizer.param_groups]
+
+
+def check_clipping(
+    clip_grad_norm: float | None, net: torch.nn.Module, groups: Sequence[Sequence[torch.Tensor]]
+) -> None:
+    """Refuse clipping where the joint norm has other parts than the trained parameters.
+
+    Raises:
+        DeclinedError: the net has parameters with gradients that the optimizer does not hold.
+    """
+    trained = {id(p) for group in groups for p in group}
+    own = [p for p in net.parameters() if p.requires_grad]
+    if clip_grad_norm is not None and {id(p) for p in own} != trained:
+        raise DeclinedError("clipping counts gradients that the optimizer does not use")
 
 
 def structure(optimizer: Any) -> tuple[Any, ...]:

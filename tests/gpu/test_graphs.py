@@ -12,8 +12,9 @@ from torchmetrics import AUROC, Accuracy
 from zoo import ZOO, make_gan_model, make_resnet
 
 from hotloop import KerasModel
+from hotloop.errors import LabelError
 from hotloop.fitting.graph import graphed as graphs
-from hotloop.fitting.graph.cuda_graph import CudaCapture
+from hotloop.fitting.graph.capture import CudaCapture
 from hotloop.fitting.loop import EpochRunner
 from hotloop.metrics.accumulate import LossLog
 
@@ -39,7 +40,9 @@ def adam(parameters):
     return torch.optim.Adam(parameters, lr=0.01)
 
 
-def train(make, loader, make_optimizer=adam, make_scheduler=None, metrics=None, **options):
+def train(
+    make, loader, make_optimizer=adam, make_scheduler=None, metrics=None, val=None, **options
+):
     torch.manual_seed(0)
     random.seed(0)
     net = make()
@@ -47,7 +50,7 @@ def train(make, loader, make_optimizer=adam, make_scheduler=None, metrics=None, 
     scheduler = make_scheduler(optimizer) if make_scheduler else None
     metrics = metrics or {"acc": Accuracy(task="multiclass", num_classes=2)}
     model = KerasModel(net, nn.CrossEntropyLoss(), metrics, optimizer, scheduler)
-    history = model.fit(loader, **{"epochs": 4, "plot": False, "compile": False, **options})
+    history = model.fit(loader, val, **{"epochs": 4, "plot": False, "compile": False, **options})
     numbers = history.drop(columns="epoch").to_numpy().tolist()
     return numbers, [tensor.cpu() for tensor in net.state_dict().values()]
 
@@ -139,6 +142,42 @@ def test_a_pair_of_nets_in_a_step_of_its_own(capsys):
     model = make_gan_model()
     model.fit(ZOO["mlp"].loader(), epochs=1, plot=False, compile=True)
     assert "since the StepRunner is your own" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("name", ["mlp", "conv, batchnorm, dropout", "transformer", "branches"])
+def test_validation_is_a_graph_of_its_own(name, capsys):
+    animal = ZOO[name]
+    dataset = animal.loader().dataset
+    val = DataLoader(dataset, 12)  # and a short last batch
+    options = {"monitor": "val_acc", "mode": "max", "patience": 3, "epochs": 6}
+    eager = train(animal.make, animal.loader(), val=val, quiet=True, **options)
+    graphed = train(animal.make, animal.loader(), val=val, compile=True, **options)
+    said = capsys.readouterr().out
+    assert ("compile: the validation step is one graph" in said) == animal.pure
+    assert_same(eager, graphed)
+
+
+def test_labels_out_of_range_are_seen_before_a_replay():
+    inputs, labels = ZOO["mlp"].make_rows()
+    wrong = labels.clone()
+    wrong[-1] = 2
+
+    class Turns:
+        def __init__(self):
+            self.num_epochs = 0
+
+        def __iter__(self):
+            self.num_epochs += 1
+            chosen = wrong if self.num_epochs > 1 else labels
+            yield from zip(inputs.split(16), chosen.split(16), strict=True)
+
+        def __len__(self):
+            return 4
+
+    with pytest.raises(LabelError, match="from 0 to 2"):
+        train(ZOO["mlp"].make, Turns(), compile=True)
+    assert torch.ones(3, device="cuda").sum().item() == 3
 
 
 def batches_on_the_device(num_rows=32):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,8 @@ class Speedups:
         join_metrics: metrics may see several batches joined.
         threads: a trial of the number of CPU threads; None for none.
         host_memory: freed memory stays with the process; None for the system's way.
-        graph: runs training steps as one graph, once ``make_graph`` was called; None for eager.
+        graph: runs training steps as one graph, once ``make_graphs`` was called; None for eager.
+        val_graph: the same of validation steps.
     """
 
     def __init__(self, settings: FitSettings, device: torch.device) -> None:
@@ -48,6 +50,7 @@ class Speedups:
         self.threads: ThreadTrial | None = None
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
+        self.val_graph: GraphedStep | None = None
         self._float32_mode = Float32Mode(settings.tf32, device)
 
     def choose(
@@ -98,16 +101,27 @@ class Speedups:
             self.host_memory.undo()
         self._float32_mode.undo()
 
-    def make_graph(
+    def make_graphs(
         self,
         model: Trainable,
         accelerator: Accelerator,
-        source: BatchSource,
+        train_source: BatchSource,
+        val_source: BatchSource | None,
         compute: Any,
         transform: Any,
         say: Callable[[str], None],
     ) -> None:
-        """Set ``graph``, unless the step is the user's own; says so then."""
+        """Set ``graph``, and ``val_graph`` on CUDA; a step of the user's own has none, and says so.
+
+        Args:
+            model: what is trained.
+            accelerator: of the run.
+            train_source: the training batches.
+            val_source: the validation batches; None for none.
+            compute: the model's own step, or None.
+            transform: what the user changes batches with on the device, or None.
+            say: takes a line for the user.
+        """
         settings, scheduler = self.settings, model.lr_scheduler
         reason = None
         if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
@@ -120,29 +134,49 @@ class Speedups:
             if settings.compile is not None:
                 say(f"compile: the training step runs eagerly, since {reason}")
             return
-        num_batches = source.num_batches
         own_code = transform is not None or not type(scheduler).__module__.startswith(
             ("torch.", "builtins")
         )
-        # nobody but hotloop holds what a step returns, and it holds so many
-        standard = model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
-        held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
+        common = self._graph_settings(model, train_source, say)
         self.graph = GraphedStep(
             model.net,
             model.loss_fn,
             model.optimizer,
             accelerator,
-            GraphSettings(
-                mode=settings.graph_mode(self.device),
-                by_default=settings.compile is None,
-                num_steps=None if num_batches is None else num_batches * settings.epochs,
-                clip_grad_norm=settings.clip_grad_norm,
-                check_every_step=lambda: own_code or source.runs_own_code,
-                say=say,
-                is_settled=self.is_settled,
-                keeps_preds=bool(len(check_metrics(model.metrics_dict))),
-                num_kept=held if standard and self._holds_few(model) else 0,
+            dataclasses.replace(
+                common, check_every_step=lambda: own_code or train_source.runs_own_code
             ),
+        )
+        if val_source is not None and self.device.type == "cuda":
+            self.val_graph = GraphedStep(
+                model.net,
+                model.loss_fn,
+                None,
+                accelerator,
+                dataclasses.replace(self._graph_settings(model, val_source, say), trains=False),
+            )
+
+    def graph_of(self, stage: str) -> GraphedStep | None:
+        """Return what runs a stage's steps as one graph; None for eager ones."""
+        return self.graph if stage == "train" else self.val_graph
+
+    def _graph_settings(
+        self, model: Trainable, source: BatchSource, say: Callable[[str], None]
+    ) -> GraphSettings:
+        settings, num_batches = self.settings, source.num_batches
+        # nobody but hotloop holds what a step returns, and it holds so many
+        standard = model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
+        held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
+        return GraphSettings(
+            mode=settings.graph_mode(self.device),
+            num_steps=None if num_batches is None else num_batches * settings.epochs,
+            clip_grad_norm=settings.clip_grad_norm,
+            check_every_step=lambda: source.runs_own_code,
+            say=say,
+            is_settled=self.is_settled,
+            by_default=settings.compile is None,
+            keeps_preds=bool(len(check_metrics(model.metrics_dict))),
+            num_kept=held if standard and self._holds_few(model) else 0,
         )
 
     def _holds_few(self, model: Trainable) -> bool:

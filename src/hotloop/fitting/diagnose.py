@@ -27,7 +27,6 @@ class LabelRange:
         self.applies = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
         self.ignore_index = getattr(loss_fn, "ignore_index", -100)
         self.host_labels: torch.Tensor | None = None
-        self._last_preds: Any = None  # on the meta device: a shape
 
     def offer(self, host_batch: Any) -> None:
         """Remember the labels of the batch as it lay on the host, before it was moved."""
@@ -48,15 +47,11 @@ class LabelRange:
         """
         if self.host_labels is not None:
             self.refuse(preds, self.host_labels)
-            # a shape alone: predictions themselves would hold on to their step's autograd graph
-            self._last_preds = None
-            if isinstance(preds, torch.Tensor):
-                self._last_preds = torch.empty(preds.shape, dtype=preds.dtype, device="meta")
 
-    def check_again(self) -> None:
-        """As ``check``, for a step whose predictions have the shape of the last ones checked."""
-        if self.host_labels is not None and self._last_preds is not None:
-            self.refuse(self._last_preds, self.host_labels)
+    def check_like(self, preds: torch.Tensor | None) -> None:
+        """As ``check``, before a step whose predictions will be like ``preds`` (None: unknown)."""
+        if self.host_labels is not None and preds is not None:
+            self.refuse(preds, self.host_labels)
 
     def refuse(self, preds: Any, labels: torch.Tensor) -> None:
         """Raise when a label is out of range for ``preds``."""

@@ -335,7 +335,7 @@ class FitRun:
             )
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
-        graph = self.speedups.graph if stage == "train" else None
+        graph = self.speedups.graph_of(stage)
         if graph is not None:
             graph.start_epoch()
         try:
@@ -427,7 +427,7 @@ class FitRun:
                 join_metrics=speedups.join_metrics,
                 transform=self.transform,
                 direct=training and speedups.fused is not None,
-                graph=speedups.graph if training else None,
+                graph=speedups.graph_of(stage),
                 micro_batches=self._micro_batches(),
                 on_non_finite=settings.saving.on_non_finite,
                 skipped=self.skipped,
@@ -455,10 +455,11 @@ class FitRun:
         """Do what was chosen; to be undone with ``speedups.undo()``."""
         self.speedups.apply()
         if self.settings.graph_mode(self.device):
-            self.speedups.make_graph(
+            self.speedups.make_graphs(
                 self.model,
                 self.accelerator,
                 self.train_source,
+                self.val_source,
                 self.compute,
                 self.transform,
                 self.progress.message,

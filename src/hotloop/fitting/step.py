@@ -41,7 +41,7 @@ class StepOptions:
             ``flush_metrics`` before.
         transform: changes training batches on the device, before the net sees them.
         direct: the fused optimizer's kernel may be called without its Python layers.
-        graph: runs training steps as one graph where it can.
+        graph: runs the stage's steps as one graph where it can.
         micro_batches: computes batches in parts where they do not fit the memory.
         on_non_finite: what a NaN or infinite loss or gradient leads to: "stop" (only the loss is
             looked at), "skip" or "rewind" (gradients too).
@@ -121,20 +121,22 @@ class StepRunner:
             batch = options.narrow_inputs.prepare(batch, self._try_loss)
         if clock.detailed:
             clock.lap("transform")
-        if self.stage != "train" or self.optimizer is None:
-            output = self._evaluate(batch)
-            loss: Any = self.read_loss(output.loss, batch)
-            if clock.detailed:
-                clock.lap("forward")
-        elif options.graph is not None:
-            self.compute_loss.label_range.check_again()
+        trains = self.stage == "train" and self.optimizer is not None
+        if options.graph is not None:
+            self.compute_loss.label_range.check_like(options.graph.preds_like)
             num_builds = options.graph.num_builds
-            output = options.graph.run(batch, self._train_eagerly, self.step_scheduler)
-            loss = self.read_loss(output.loss, batch)
+            run_eagerly = self._train_eagerly if trains else self._evaluate
+            output = options.graph.run(batch, run_eagerly, self.step_scheduler)
+            loss: Any = self.read_loss(output.loss, batch)
             if options.graph.num_builds != num_builds:
                 clock.set_up()
             elif clock.detailed:
                 clock.lap("graph")
+        elif not trains:
+            output = self._evaluate(batch)
+            loss = self.read_loss(output.loss, batch)
+            if clock.detailed:
+                clock.lap("forward")
         else:
             output = self._train_eagerly(batch)
             loss = output.loss

@@ -14,10 +14,12 @@ from torchmetrics import AUROC, Accuracy
 from hotloop import KerasModel
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.graph import graphed as graphs
-from hotloop.fitting.graph.cuda_graph import CudaGraphEngine, OutputRing
+from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import LossModule
+from hotloop.fitting.graph.replay import ReplayEngine
 
 CPU = torch.device("cpu")
 
@@ -184,3 +186,23 @@ def test_rows_of_outputs_stay_for_some_steps():
     assert large.take(preds)[1] is not preds
     unread = OutputRing(torch.zeros(()), preds, num_rows=4, keeps_preds=False)
     assert unread.take(preds)[1] is preds
+
+
+def test_forward_and_loss_alone(small):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)).eval()
+    loss_fn = nn.CrossEntropyLoss()
+    settings = GraphSettings(True, None, None, lambda: False, print, trains=False, num_kept=2)
+    graphed = GraphedStep(net, loss_fn, None, Accelerator(CPU), settings)
+    batches = [[part[start : start + 20] for part in small] for start in range(0, 120, 20)]
+    graphed._module = LossModule(net, loss_fn, batches[0])
+    engine = ReplayEngine(graphed, batches[0], CalledAgain)
+    with torch.no_grad():
+        expected = [(loss_fn(net(x), y), net(x)) for x, y in batches]
+        for batch, (loss, preds) in zip(batches, expected, strict=True):
+            found = engine.step(batch)
+            assert torch.equal(found[0], loss)
+            assert torch.equal(found[1], preds)
+        assert engine.is_current()
+        net[0].weight.data = net[0].weight.data.clone()
+        assert not engine.is_current()

@@ -24,8 +24,9 @@ def build_engine(graphed: Any, leaves: Sequence[torch.Tensor]) -> Any:
         return CompiledEngine(graphed, leaves)
     if kind == "cuda":
         from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+        from hotloop.fitting.graph.replay import ReplayEngine
 
-        return CudaGraphEngine(graphed, leaves)
+        return (CudaGraphEngine if graphed.settings.trains else ReplayEngine)(graphed, leaves)
     raise DeclinedError(f"there are no graphs on {kind}")
 
 

@@ -1,4 +1,4 @@
-"""The training step as a graph where that is safe and pays, else eagerly; says once which."""
+"""A step as a graph where that is safe and pays, else eagerly; says once which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.build import build_engine
+from hotloop.fitting.graph.compare import ComparedError, compare
 from hotloop.fitting.graph.declined import DeclinedError, MovedError
+from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.prover import Prover
-from hotloop.fitting.graph.pure_step import LossModule, cloned
+from hotloop.fitting.graph.pure_step import LossModule
 
 _MAX_BUILDS = 3
 _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
@@ -37,6 +39,7 @@ class GraphSettings:
     Attributes:
         mode: True for always, "auto" for where it pays within the run.
         num_steps: steps of the whole run; None when unknown.
+        trains: a training step; else forward and loss alone.
         clip_grad_norm: as in ``StepOptions``.
         check_every_step: tells whether other code of the user runs between steps (a loader in this
             process, a transform), so that what was proven is looked at again before each.
@@ -54,42 +57,18 @@ class GraphSettings:
     check_every_step: Callable[[], bool]
     say: Callable[[str], None]
     is_settled: Callable[[], bool] = lambda: True
+    trains: bool = True
     by_default: bool = False
     keeps_preds: bool = True
     num_kept: int = 0
 
 
-class Engine(Protocol):
-    """A step in the form that is replayed.
-
-    Attributes:
-        exact: whether replaying gives bitwise what the eager step gives.
-    """
-
-    exact: bool
-
-    def start(self) -> None:
-        """Take over from eager steps."""
-
-    def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        """Run a training step; return loss and predictions."""
-
-    def finish(self) -> None:
-        """Leave everything as eager steps would."""
-
-    def is_current(self) -> bool:
-        """Tell whether tensors and settings are those that it was built for."""
-
-    def state(self) -> list[torch.Tensor]:
-        """Return all tensors that a step changes: parameters, buffers, optimizer state."""
-
-
 class GraphedStep:
-    """Runs training steps through a graph once it is proven, built and compared; else eagerly.
+    """Runs steps of a stage through a graph once it is proven, built and compared; else eagerly.
 
-    One object serves a whole ``fit``. The first step is always eager: it makes the optimizer's
-    state. What the graph cannot serve (another shape, the short last batch) runs eagerly on the
-    same state.
+    One object serves a whole ``fit``. The first step is always eager: in training it makes the
+    optimizer's state. What the graph cannot serve (another shape, the short last batch) runs
+    eagerly on the same state.
     """
 
     def __init__(
@@ -104,6 +83,7 @@ class GraphedStep:
         self.accelerator, self.settings = accelerator, settings
         self.reason: str | None = None  # why the rest of the run is eager
         self.num_replayed = 0
+        self.preds_like: torch.Tensor | None = None  # the graph's predictions, without memory
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
@@ -120,7 +100,7 @@ class GraphedStep:
     def run(
         self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
     ) -> StepOutput:
-        """Run one training step.
+        """Run one step.
 
         Args:
             batch: on the device.
@@ -207,8 +187,9 @@ class GraphedStep:
         started = time.perf_counter()
         loss, preds = self._engine.step(leaves)
         self.num_replayed += 1
-        self.optimizer._opt_called = True  # what a scheduler looks for
-        step_scheduler()
+        if self.settings.trains:
+            self.optimizer._opt_called = True  # what a scheduler looks for
+            step_scheduler()
         if self._eager_seconds and len(self._graph_seconds) < _TIMED_STEPS:
             self._judge(started)
         return StepOutput(loss, preds, self._module.labels(leaves))
@@ -248,7 +229,7 @@ class GraphedStep:
         if self._num_builds > _MAX_BUILDS:
             raise DeclinedError("net or optimizer keep changing")
         started = time.perf_counter()
-        check_supported(self.net, self.loss_fn, self.accelerator)
+        check_supported(self.net, self.loss_fn, self.accelerator, self.settings.trains)
         self._module = LossModule(self.net, self.loss_fn, batch)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own insides; forward's were heard before
@@ -263,8 +244,13 @@ class GraphedStep:
         self._last_leaves = ()
         seconds = time.perf_counter() - started
         if self._num_builds == 1:
-            self.settings.say(f"compile: the training step is one graph, built in {seconds:.1f} s")
-        return self._replay(leaves, step_scheduler) if output is None else output
+            self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
+        if output is None:
+            output = self._replay(leaves, step_scheduler)
+        if isinstance(output.preds, torch.Tensor):
+            # nothing of a step itself, which would hold on to its autograd graph
+            self.preds_like = torch.empty_like(output.preds, device="meta")
+        return output
 
     @property
     def num_builds(self) -> int:
@@ -282,7 +268,11 @@ class GraphedStep:
         self._engine = self._prover = None
         self._last_leaves = ()
         if self._num_builds or not self.settings.by_default:
-            self.settings.say(f"compile: the training step runs eagerly, since {reason}")
+            self.settings.say(f"compile: the {self._what} runs eagerly, since {reason}")
+
+    @property
+    def _what(self) -> str:
+        return "training step" if self.settings.trains else "validation step"
 
     def _pays(self) -> bool:
         """Tell whether enough training is left for a graph to be worth its making."""
@@ -362,20 +352,30 @@ def _has_form(leaves: Sequence[Any], form: tuple[Any, ...]) -> bool:
     return True
 
 
-def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator) -> None:
+def check_supported(
+    net: nn.Module, loss_fn: Any, accelerator: Accelerator, trains: bool = True
+) -> None:
     """Refuse what no graph serves.
+
+    Args:
+        net: of the step.
+        loss_fn: as ``KerasModel`` has it.
+        accelerator: of the run.
+        trains: whether there is more to it than forward and loss.
 
     Raises:
         DeclinedError: says what.
     """
     if world_size() > 1:
         raise DeclinedError("several processes train together")
+    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
+        raise DeclinedError("the net is compiled already")
+    if not trains:
+        return
     if accelerator.gradient_accumulation_steps > 1:
         raise DeclinedError("gradients are accumulated over several batches")
     if accelerator.scaler is not None:
         raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
-    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
-        raise DeclinedError("the net is compiled already")
     modules = list(net.modules())
     modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
     for module in modules:
@@ -384,86 +384,3 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator) -> N
     for parameter in (p for module in modules for p in module.parameters(recurse=False)):
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise DeclinedError("a parameter has gradient hooks")
-
-
-def compare(
-    engine: Engine,
-    leaves: Sequence[torch.Tensor],
-    batch: Any,
-    eager: Callable[[Any], StepOutput],
-    device: torch.device,
-) -> StepOutput:
-    """Run one batch through the engine, undo it, run it eagerly, and compare everything changed.
-
-    Bit for bit where the engine promises that; else each kind of tensor in its 2-norm: for single
-    elements may differ freely where a gradient is nothing but rounding.
-
-    Raises:
-        DeclinedError: they differ; the eager step has been done then, and counts.
-    """
-    before = cloned(engine.state())
-    random_before = _random_state(device)
-    engine.start()
-    loss, preds = engine.step(leaves)
-    loss, preds = cloned((loss, preds))
-    engine.finish()
-    from_engine = cloned(engine.state())
-    random_engine = _random_state(device)
-    for tensor, value in zip(engine.state(), before, strict=True):
-        tensor.copy_(value)
-    _set_random_state(device, random_before)
-    output = eager(batch)
-    pairs: list[tuple[Any, Any, Any]]
-    pairs = [(torch.as_tensor(output.loss, device=device), loss, None)]
-    pairs += [
-        (expected, found, None)
-        for expected, found in zip(
-            pytree.tree_leaves(output.preds), pytree.tree_leaves(preds), strict=True
-        )
-        if isinstance(expected, torch.Tensor)
-    ]
-    pairs += list(zip(engine.state(), from_engine, before, strict=True))
-    same = all(_agree(*pair, exact=engine.exact) for pair in pairs)
-    if not same or not all(
-        torch.equal(a, b) for a, b in zip(random_engine, _random_state(device), strict=True)
-    ):
-        raise ComparedError(output)
-    return output
-
-
-class ComparedError(DeclinedError):
-    """The graph does not compute what the eager step does.
-
-    Attributes:
-        output: of the eager step, which counts.
-    """
-
-    def __init__(self, output: StepOutput) -> None:
-        super().__init__("a trial of the graph did not give what the eager step gave")
-        self.output = output
-
-
-def _agree(
-    expected: torch.Tensor, found: torch.Tensor, before: torch.Tensor | None, exact: bool
-) -> bool:
-    expected, found = expected.detach(), found.detach()
-    if exact or not expected.is_floating_point():
-        return bool(torch.equal(expected, found.to(expected.dtype)))
-    origin = torch.zeros_like(expected) if before is None else before
-    moved = torch.linalg.vector_norm((expected - origin).double())
-    off = torch.linalg.vector_norm((expected - found).double())
-    noise = 1e-5 * torch.linalg.vector_norm(expected.double())
-    return bool(off <= 0.05 * moved + noise + 1e-6)
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random_state(device: torch.device, states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

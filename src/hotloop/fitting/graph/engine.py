@@ -1,0 +1,33 @@
+"""What every form of a graph does for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+class Engine(Protocol):
+    """A step in the form that is replayed.
+
+    Attributes:
+        exact: whether replaying gives bitwise what the eager step gives.
+    """
+
+    exact: bool
+
+    def start(self) -> None:
+        """Take over from eager steps."""
+
+    def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Run a training step; return loss and predictions."""
+
+    def finish(self) -> None:
+        """Leave everything as eager steps would."""
+
+    def is_current(self) -> bool:
+        """Tell whether tensors and settings are those that it was built for."""
+
+    def state(self) -> list[torch.Tensor]:
+        """Return all tensors that a step changes: parameters, buffers, optimizer state."""

@@ -1,0 +1,220 @@
+"""A step captured once as a CUDA graph, and replayed: no launch is made by Python.
+
+What a capture bakes in, and what is done about it: inputs (copied into buffers of its own, or read
+where they lie when each step gets the same tensors), outputs (copied out, or into the rows of a
+ring by the graph itself), random numbers (torch registers its CUDA generator with the capture).
+Python code runs at capture only: ``prover`` has shown that it does nothing else than compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from hotloop.fitting.graph.capture import Capture, CudaCapture
+from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
+from hotloop.fitting.graph.output_ring import OutputRing
+from hotloop.fitting.graph.pure_step import cloned, detached
+
+_WARM_UP_STEPS = 3  # cuBLAS, cuDNN and the allocator settle; undone afterwards
+_MORE_NOISE = 4.0  # of one pair of runs than of another
+
+
+class ReplayEngine:
+    """A step as a CUDA graph, on the net's own parameters and buffers; here forward and loss.
+
+    Attributes:
+        exact: whether a replay gives bit for bit what the step gives; not where its kernels add in
+            an order of their own.
+
+    Args:
+        graphed: the run's ``GraphedStep``.
+        leaves: the tensors of one batch.
+        capture: records the step; takes a function without arguments.
+
+    Raises:
+        DeclinedError: the capture failed, or a replay does not give bit for bit what the same
+            function gives when it is called.
+    """
+
+    def __init__(
+        self,
+        graphed: Any,
+        leaves: Sequence[torch.Tensor],
+        capture: Callable[[Callable[[], Any]], Capture] = CudaCapture,
+    ) -> None:
+        self.module = graphed.module
+        self._precision = graphed.accelerator.precision
+        self._fixed = graphed.stay_in_place(leaves)
+        self._leaves = [
+            leaf if fixed else leaf.clone() for leaf, fixed in zip(leaves, self._fixed, strict=True)
+        ]
+        self._keeps_preds = graphed.settings.keeps_preds
+        self._num_kept = graphed.settings.num_kept
+        self._ring: OutputRing | None = None
+        self._layout = self._describe()
+        self._capture = self._record(capture)
+        self._verify()
+
+    def start(self) -> None:
+        """Nothing is held outside of the tensors themselves."""
+
+    def finish(self) -> None:
+        """Nothing is held outside of the tensors themselves."""
+
+    def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
+        """Replay the step on a batch.
+
+        Raises:
+            MovedError: the tensors are others than those that every step had so far.
+        """
+        for buffer, leaf, fixed in zip(self._leaves, leaves, self._fixed, strict=True):
+            if not fixed:
+                buffer.copy_(leaf, non_blocking=True)
+            elif leaf is not buffer and leaf.data_ptr() != buffer.data_ptr():
+                raise MovedError
+        self._before_replay()
+        self._capture.replay()
+        loss, preds = self._capture.results
+        if self._ring is not None:
+            return self._ring.take(preds)
+        return loss.clone(), cloned(preds) if self._keeps_preds else preds
+
+    def is_current(self) -> bool:
+        """Tell whether all addresses and settings are those of the capture."""
+        return self._describe() == self._layout
+
+    def state(self) -> list[torch.Tensor]:
+        """Return all tensors that a step may change."""
+        return [tensor.detach() for tensor in self._held()]
+
+    def _compute(self) -> tuple[torch.Tensor, Any]:
+        """Run the step; return loss and predictions."""
+        with torch.no_grad(), self._autocast():
+            loss, preds = self.module(*self._leaves)
+        return loss, preds
+
+    def _before_replay(self) -> None:
+        """Write the numbers that a graph reads."""
+
+    def _change_numbers(self) -> None:
+        """Write other numbers than the next step's, for a trial."""
+
+    def _run(self) -> tuple[torch.Tensor, Any]:
+        """Run the step and note its results; this is what is captured."""
+        loss, preds = self._compute()
+        if self._ring is not None:
+            self._ring.write(loss.detach(), detached(preds))
+        return loss.detach(), detached(preds)
+
+    def _held(self) -> list[torch.Tensor]:
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision.dtype is None:
+            return contextlib.nullcontext()
+        # a cached cast would be replayed from the capture's first use of a weight
+        return torch.autocast(
+            self._precision.device_type, dtype=self._precision.dtype, cache_enabled=False
+        )
+
+    def _record(self, capture: Callable[[Callable[[], Any]], Capture]) -> Capture:
+        """Warm up and capture; parameters, state and random numbers are put back."""
+        with self._undone():
+            try:
+                self._warm_up()
+                return capture(self._run)
+            except Exception as error:
+                # what ends a capture raises too, after the error that tells the reason
+                first = error.__context__ if isinstance(error.__context__, Exception) else error
+                raise DeclinedError(f"it cannot be captured: {first_line(first)}") from error
+
+    def _warm_up(self) -> None:
+        if self._leaves[0].device.type != "cuda":
+            self._make_ring(*self._run())
+            return
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for step in range(_WARM_UP_STEPS):
+                results = self._run()
+                if not step:
+                    self._make_ring(*results)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _make_ring(self, loss: torch.Tensor, preds: Any) -> None:
+        if self._num_kept:
+            self._ring = OutputRing(loss, preds, self._num_kept + 1, self._keeps_preds)
+
+    def _verify(self) -> None:
+        """Compare a replay with a call, on another batch and with other numbers.
+
+        A step whose kernels add in an order of their own (atomics) differs from itself; there the
+        replay must be as near to a call as another call is.
+        """
+        other = [leaf.flip(0) if leaf.dim() else leaf.clone() for leaf in self._leaves]
+        called, replayed = self._try(other, False), self._try(other, True)
+        self.exact = all(torch.equal(a, b) for a, b in zip(called, replayed, strict=True))
+        if not self.exact:
+            again = self._try(other, False)
+            if not _differ_alike(called, again, replayed):
+                raise DeclinedError("a replay differs from the step itself")
+        if self._ring is not None:
+            self._ring.rewind()
+
+    def _try(self, leaves: Sequence[torch.Tensor], replayed: bool) -> list[torch.Tensor]:
+        """Return all that a step gives and changes, which is undone."""
+        with self._undone():
+            for buffer, leaf, fixed in zip(self._leaves, leaves, self._fixed, strict=True):
+                if not fixed:  # else it is the user's own memory
+                    buffer.copy_(leaf)
+            self._change_numbers()
+            if replayed:
+                self._capture.replay()
+            results = self._capture.results if replayed else self._run()
+            found = pytree.tree_leaves(results)
+            return [tensor.clone() for tensor in [*found, *self.state()]]
+
+    @contextlib.contextmanager
+    def _undone(self) -> Any:
+        before = [tensor.clone() for tensor in self.state()]
+        device = self._leaves[0].device
+        host_random = torch.get_rng_state()
+        random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        try:
+            yield
+        finally:
+            for tensor, value in zip(self.state(), before, strict=True):
+                tensor.copy_(value)
+            torch.set_rng_state(host_random)
+            if random is not None:
+                torch.cuda.set_rng_state(random, device)
+
+    def _describe(self) -> tuple[Any, ...]:
+        return (
+            tuple(
+                (t.data_ptr(), t.shape, t.stride(), t.dtype, t.requires_grad) for t in self._held()
+            ),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+        )
+
+
+def _differ_alike(
+    first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> bool:
+    """Tell whether ``found`` is about as far from ``first`` as ``second`` is, tensor by tensor."""
+    for a, b, c in zip(first, second, found, strict=True):
+        if torch.equal(a, b) and not torch.equal(a, c):
+            return False
+        noise = torch.linalg.vector_norm((a - b).double())
+        off = torch.linalg.vector_norm((a - c).double())
+        if not off <= _MORE_NOISE * noise:
+            return False
+    return True

@@ -68,12 +68,11 @@ class BatchedUpdates:
 
     def add(self, preds: Any, labels: Any) -> None:
         """Take one batch; both are kept by reference until the next flush, and no longer."""
-        if not (_joins(preds, self._preds) and _joins(labels, self._labels)):
-            self.flush()
-        if not (self._seen_one and _has_samples(preds) and _has_samples(labels)):
-            # the first at once: what a metric refuses is refused there. Metrics may keep what they
-            # are given, which is not promised to stay as it is
-            self._seen_one = True
+        usual = (
+            self._preds and _is_like(preds, self._preds[0]) and _is_like(labels, self._labels[0])
+        )
+        if not usual and not self._accepts(preds, labels):
+            # at once; metrics may keep what they are given, which is not promised to stay as it is
             update_metrics(self.metrics, _copied(preds), labels)
             return
         self._preds.append(preds)
@@ -82,6 +81,16 @@ class BatchedUpdates:
         self._num_values += preds.numel()
         if len(self._preds) >= MAX_HELD_BATCHES or self._num_values >= _MAX_VALUES:
             self.flush()
+
+    def _accepts(self, preds: Any, labels: Any) -> bool:
+        """Tell whether a batch may be held back, with those that are held or after them.
+
+        The first is not: what a metric refuses is refused there.
+        """
+        if not (_joins(preds, self._preds) and _joins(labels, self._labels)):
+            self.flush()
+        seen_one, self._seen_one = self._seen_one, True
+        return seen_one and _has_samples(preds) and _has_samples(labels)
 
     def flush(self) -> None:
         """Update the metrics with what is held back."""
@@ -100,6 +109,15 @@ class BatchedUpdates:
 
 def _copied(preds: Any) -> Any:
     return preds.clone() if isinstance(preds, torch.Tensor) else preds
+
+
+def _is_like(value: Any, first: torch.Tensor) -> bool:
+    return bool(
+        isinstance(value, torch.Tensor)
+        and value.shape == first.shape
+        and value.dtype == first.dtype
+        and value.device == first.device
+    )
 
 
 def _has_samples(value: Any) -> bool:

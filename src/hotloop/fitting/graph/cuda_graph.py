@@ -57,7 +57,7 @@ class CudaGraphEngine(ReplayEngine):
                 loss, preds = self.module(*self._leaves)
             params = [p for group in self._groups for p in group.params]
             found = torch.autograd.grad(loss, params, allow_unused=True)
-        grads: dict[Any, Any] = {id(p): g for p, g in zip(params, found, strict=True)}
+        grads = {id(p): laid_out_like(p, g) for p, g in zip(params, found, strict=True)}
         if self.clip_grad_norm is not None:
             grads = clip_in_order(grads, self.module.net.parameters(), self.clip_grad_norm)
         with torch.no_grad():
@@ -75,6 +75,18 @@ class CudaGraphEngine(ReplayEngine):
 
     def _describe(self) -> tuple[Any, ...]:
         return super()._describe(), tuple(group.describe() for group in self._groups)
+
+
+def laid_out_like(param: torch.Tensor, grad: torch.Tensor | None) -> Any:
+    """Return a gradient in its parameter's memory layout, as ``backward`` leaves it in ``.grad``.
+
+    Kernels may compute it in another one, and fused updates refuse that.
+    """
+    if grad is None or grad.stride() == param.stride():
+        return grad
+    return torch.empty_strided(
+        param.shape, param.stride(), dtype=grad.dtype, device=grad.device
+    ).copy_(grad)
 
 
 def clip_in_order(

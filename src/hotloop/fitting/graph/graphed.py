@@ -118,18 +118,19 @@ class GraphedStep:
             and not (self._goes_on or self._pays())
         ):
             return self._timed(eager, batch)
+        output = None
         try:
             return self._run(batch, eager, step_scheduler)
         except ComparedError as differing:
             self._give_up(str(differing))
-            return differing.output
+            output = differing.output
         except DeclinedError as declined:
             self._give_up(str(declined))
-            return eager(batch)
         except MovedError:
             self._drop_engine()
             self._note_places(batch)
-            return eager(batch)
+        # outside the handlers, whose tracebacks hold on to a failed step's autograd graph
+        return eager(batch) if output is None else output
 
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""

@@ -38,11 +38,13 @@ class OutputRing:
         self._losses.index_copy_(0, self._slot, loss.reshape(1))
         if self._preds is not None:
             self._preds.index_copy_(0, self._slot, preds[None])
-        self._slot.add_(1).remainder_(self._num_rows)
+        self._slot.add_(1)
 
     def take(self, preds: Any) -> tuple[torch.Tensor, Any]:
         """Return the row that was just written; ``preds`` is copied where it has no place here."""
-        row, self._next = self._next, (self._next + 1) % self._num_rows
+        row, self._next = self._next, self._next + 1
+        if self._next == self._num_rows:
+            self.rewind()
         if self._preds_rows:
             return self._loss_rows[row], self._preds_rows[row]
         return self._loss_rows[row], cloned(preds) if self._keeps_preds else preds

@@ -164,8 +164,6 @@ class ReplayEngine:
             again = self._try(other, False)
             if not _differ_alike(called, again, replayed):
                 raise DeclinedError("a replay differs from the step itself")
-        if self._ring is not None:
-            self._ring.rewind()
 
     def _try(self, leaves: Sequence[torch.Tensor], replayed: bool) -> list[torch.Tensor]:
         """Return all that a step gives and changes, which is undone."""
@@ -191,6 +189,8 @@ class ReplayEngine:
         finally:
             for tensor, value in zip(self.state(), before, strict=True):
                 tensor.copy_(value)
+            if self._ring is not None:
+                self._ring.rewind()
             torch.set_rng_state(host_random)
             if random is not None:
                 torch.cuda.set_rng_state(random, device)

@@ -96,7 +96,7 @@ def main() -> None:
     report = options.out / "gpu-tests.xml"
     commands = {
         "tests": [
-            sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", f"--junitxml={report}",
+            sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "tests/gpu", f"--junitxml={report}",
         ],
         **{job: table_command(job, options) for job in options.tables},
     }  # fmt: skip

@@ -5,6 +5,8 @@ What only CUDA can show (the capture itself) is in ``tests/gpu``.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -206,3 +208,23 @@ def test_forward_and_loss_alone(small):
         assert engine.is_current()
         net[0].weight.data = net[0].weight.data.clone()
         assert not engine.is_current()
+
+
+def test_memory_that_runs_out_leaves_everything_as_it_was(small, monkeypatch, capsys):
+    loader = DataLoader(TensorDataset(*small), 10, shuffle=True)
+    eager = fit_with_stand_in(monkeypatch, loader, False)
+
+    class RunsOut(CalledAgain):
+        num_replays = 0
+
+        def replay(self):
+            super().replay()
+            RunsOut.num_replays += 1
+            if RunsOut.num_replays == 2:  # the first is the engine's own trial
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sys.modules[__name__], "CalledAgain", RunsOut)
+    graphed = fit_with_stand_in(monkeypatch, loader, True, quiet=False)
+    assert "since memory runs out while a graph is made" in capsys.readouterr().out
+    assert RunsOut.num_replays == 2
+    assert_same(eager, graphed)

@@ -31,15 +31,16 @@ def compare(
     """
     before = cloned(engine.state())
     random_before = _random_state(device)
-    engine.start()
-    loss, preds = engine.step(leaves)
-    loss, preds = cloned((loss, preds))
-    engine.finish()
-    from_engine = cloned(engine.state())
-    random_engine = _random_state(device)
-    for tensor, value in zip(engine.state(), before, strict=True):
-        tensor.copy_(value)
-    _set_random_state(device, random_before)
+    try:
+        engine.start()
+        loss, preds = cloned(engine.step(leaves))
+        engine.finish()
+        from_engine = cloned(engine.state())
+        random_engine = _random_state(device)
+    finally:
+        for tensor, value in zip(engine.state(), before, strict=True):
+            tensor.copy_(value)
+        _set_random_state(device, random_before)
     output = eager(batch)
     pairs: list[tuple[Any, Any, Any]]
     pairs = [(torch.as_tensor(output.loss, device=device), loss, None)]

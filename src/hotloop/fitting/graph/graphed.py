@@ -28,6 +28,7 @@ _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, befor
 _TIMED_STEPS = 12
 # of eager training left: compiling takes 5 to 60 s on a CPU, tracing and capture 1 to 2 s on CUDA
 _WORTHWHILE_SECONDS = {"cpu": 60.0, "cuda": 4.0}
+_ROOM = 0.4  # of the device's memory
 _LAUNCH_BOUND = 0.6  # of a step's time spent on the host; below, a graph has little to save
 _WORTHWHILE = 0.95
 
@@ -232,14 +233,17 @@ class GraphedStep:
         started = time.perf_counter()
         check_supported(self.net, self.loss_fn, self.accelerator, self.settings.trains)
         self._module = LossModule(self.net, self.loss_fn, batch)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own insides; forward's were heard before
-            with self.accelerator.autocast():
-                self._prover = Prover(self._module, leaves)
-            engine = build_engine(self, leaves)
         output = None
-        if not self._goes_on:  # else it was compared in the process that built it first
-            output = compare(engine, leaves, batch, eager, self.accelerator.device)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before
+                with self.accelerator.autocast():
+                    self._prover = Prover(self._module, leaves)
+                engine = build_engine(self, leaves)
+            if not self._goes_on:  # else it was compared in the process that built it first
+                output = compare(engine, leaves, batch, eager, self.accelerator.device)
+        except torch.OutOfMemoryError as error:
+            raise DeclinedError("memory runs out while a graph is made") from error
         self._goes_on = False
         self._engine, self._checked = engine, not self.settings.check_every_step()
         self._last_leaves = ()
@@ -292,7 +296,18 @@ class GraphedStep:
         if left < _WORTHWHILE_SECONDS.get(self.accelerator.device.type, 60.0):
             self._give_up(f"about {left:.0f} s of training are left, too few to pay for it")
             return False
+        if not self._leaves_room():
+            self._give_up("its steps take much of the device's memory, and a graph has its own")
+            return False
         return True
+
+    def _leaves_room(self) -> bool:
+        """Tell whether what steps take fits the device twice, for a graph shares it with nobody."""
+        device = self.accelerator.device
+        if device.type != "cuda":
+            return True
+        _, total = torch.cuda.mem_get_info(device)
+        return torch.cuda.max_memory_allocated(device) < _ROOM * total
 
     def _timed(self, eager: Callable[[Any], StepOutput], batch: Any) -> StepOutput:
         started = time.perf_counter()

@@ -1,0 +1,171 @@
+"""What the kernels of the image job's training step take on CUDA, by memory layout and precision.
+
+python -m benchmarks.step_kernels
+
+The step is captured by hand as a CUDA graph, so that Python has no part in the times.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.jobs import JOBS
+from benchmarks.jobs.job import Setting
+
+_NUM_REPLAYS = 200
+_NUM_LISTED = 14
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the step is computed.
+
+    Attributes:
+        channels_last: the memory layout of images and convolutions.
+        tf32: for float32 products; None for torch's choice (convolutions only).
+        dtype: of autocast; None for none.
+        tuned: cuDNN tries its algorithms first (``torch.backends.cudnn.benchmark``).
+        listed: list the kernels that take most.
+    """
+
+    channels_last: bool
+    tf32: bool | None = None
+    dtype: torch.dtype | None = None
+    tuned: bool = False
+    listed: bool = False
+
+
+VARIANTS = {
+    "nchw": Variant(False, listed=True),
+    "nhwc": Variant(True, listed=True),
+    "nchw no tf32": Variant(False, tf32=False),
+    "nhwc no tf32": Variant(True, tf32=False),
+    "nchw all tf32": Variant(False, tf32=True),
+    "nchw bench": Variant(False, tuned=True),
+    "nhwc bench": Variant(True, tuned=True),
+    "nchw bf16": Variant(False, dtype=torch.bfloat16),
+    "nhwc bf16": Variant(True, dtype=torch.bfloat16),
+    "nchw bf16 bench": Variant(False, dtype=torch.bfloat16, tuned=True),
+    "nhwc bf16 bench": Variant(True, dtype=torch.bfloat16, tuned=True, listed=True),
+    "nhwc fp16 bench": Variant(True, dtype=torch.float16, tuned=True),
+}
+
+
+def capture_step(variant: Variant) -> torch.cuda.CUDAGraph:
+    """Return a graph of one training step on 128 images."""
+    device = torch.device("cuda")
+    job = JOBS["image"].variants["image"](Setting(device, quick=True, image_data="digits"))
+    torch.backends.cudnn.benchmark = variant.tuned
+    torch.backends.cuda.matmul.allow_tf32 = bool(variant.tf32)
+    torch.backends.cudnn.allow_tf32 = variant.tf32 is not False
+    torch.manual_seed(0)
+    inputs = torch.rand(128, 1, 28, 28, device=device)
+    labels = torch.randint(10, (128,), device=device)
+    net: Any = job.make_net().to(device).train()
+    if variant.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+        inputs = inputs.as_strided(inputs.shape, (28 * 28, 1, 28, 1))
+    loss_fn = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True, capturable=True)
+
+    def step() -> None:
+        enabled, dtype = variant.dtype is not None, variant.dtype or torch.bfloat16
+        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+            loss = loss_fn(net(inputs), labels)
+        loss.backward()
+        optimizer.step()
+
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(4):
+            optimizer.zero_grad()
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph
+
+
+def time_replays(name: str, graph: torch.cuda.CUDAGraph) -> None:
+    """Print what a replay takes on the device, and on the host."""
+    for _ in range(10):
+        graph.replay()
+    torch.cuda.synchronize()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call, unused-ignore]
+    started = time.perf_counter()
+    first.record()
+    for _ in range(_NUM_REPLAYS):
+        graph.replay()
+    last.record()
+    host = (time.perf_counter() - started) / _NUM_REPLAYS
+    torch.cuda.synchronize()
+    microseconds = first.elapsed_time(last) / _NUM_REPLAYS * 1e3
+    print(f"{name}: {microseconds:.0f} us a replay, host {host * 1e6:.0f} us", flush=True)
+
+
+def list_kernels(graph: torch.cuda.CUDAGraph, num_replays: int = 5) -> None:
+    """Print the kernels that take most, with microseconds and calls a step."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(num_replays):
+            graph.replay()
+        torch.cuda.synchronize()
+    rows = sorted(profile.key_averages(), key=lambda row: -row.device_time_total)
+    for row in rows[:_NUM_LISTED]:
+        calls = row.count // num_replays
+        print(f"   {row.device_time_total / num_replays:7.1f} us {calls:3d}x {row.key[:110]}")
+    print("   kernels a step:", sum(row.count for row in rows) / num_replays)
+
+
+def time_calls(name: str, call: Callable[[], Any], num_calls: int = 300) -> None:
+    """Print what a call takes on the host, and with the device's work behind it."""
+    for _ in range(20):
+        call()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(num_calls):
+        call()
+    host = (time.perf_counter() - started) / num_calls
+    torch.cuda.synchronize()
+    waited = (time.perf_counter() - started) / num_calls
+    print(f"host {name}: {host * 1e6:.1f} us, with wait {waited * 1e6:.1f}", flush=True)
+
+
+def time_launches() -> None:
+    """Print what launching costs by itself."""
+    source = torch.rand(128, 1, 28, 28, device="cuda")
+    target, scalar = torch.empty_like(source), torch.zeros((), device="cuda")
+    time_calls("copy_", lambda: target.copy_(source))
+    time_calls("clone scalar", scalar.clone)
+    time_calls("add_", lambda: scalar.add_(1))
+    for name, num_kernels in (("tiny replay", 1), ("replay of 40 kernels", 40)):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(num_kernels):
+                scalar.add_(1)
+        time_calls(name, graph.replay)
+
+
+def main() -> None:
+    """Time all variants, then launches."""
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA device here.")
+    for name, variant in VARIANTS.items():
+        graph = capture_step(variant)
+        time_replays(name, graph)
+        if variant.listed:
+            list_kernels(graph)
+    time_launches()
+
+
+if __name__ == "__main__":
+    main()

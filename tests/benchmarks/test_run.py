@@ -49,6 +49,19 @@ def test_a_quick_table_and_the_readme_made_of_it(tmp_path):
     assert "| hotloop | " in (tmp_path / "README.md").read_text()
 
 
+def test_contestants_forked_off_one_process(tmp_path):
+    done = run_module(
+        "benchmarks.run", "mlp", "--quick", "--only", "handwritten,accelerate,floor_graph",
+        "--repeats", 1, "--epochs", 1, "--threads", 1, "--preload", "--out", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*-mlp-*-quick.json")
+    result = json.loads(path.read_text())
+    assert {row["contestant"] for row in result["rows"]} >= {"handwritten", "accelerate"}
+    if result["device"] == "cpu":
+        assert result["left_out"] == {"floor_graph": "a CUDA graph needs a CUDA device"}
+
+
 def test_an_unknown_contestant_is_refused(tmp_path):
     done = run_module("benchmarks.run", "mlp", "--only", "nobody", "--out", tmp_path)
     assert done.returncode == 2

@@ -36,7 +36,9 @@ def make_overview(results: list[dict[str, Any]]) -> str:
     shown = [
         result
         for result in results
-        if len(result["data"]) == 1 and any(row["contestant"] == BASE for row in result["rows"])
+        if len(result["data"]) == 1
+        and JOBS[result["job"]].in_overview
+        and any(row["contestant"] == BASE for row in result["rows"])
     ]
     by_job = {r["job"]: {row["contestant"]: row for row in r["rows"]} for r in shown}
     names = [name for name in CONTESTANTS if any(name in rows for rows in by_job.values())]

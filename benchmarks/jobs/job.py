@@ -180,6 +180,7 @@ class JobFamily:
         measure: what the main figure of the table is, in seconds: "epoch", or "first step".
         without: contestants that make no sense here.
         only: the contestants when the command names none; empty for all.
+        in_overview: whether it is a column of the README's table.
     """
 
     name: str
@@ -189,3 +190,4 @@ class JobFamily:
     measure: str = "epoch"
     without: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    in_overview: bool = True

@@ -10,5 +10,6 @@ FAMILY = JobFamily(
     title="the image job in float32, TF32, bfloat16 and float16",
     variants={"precision": image.make},
     epochs=3,
+    in_overview=False,
     only=("handwritten", "floor", "hotloop", "hotloop_tf32", "hotloop_bf16", "hotloop_fp16"),
 )

@@ -14,7 +14,10 @@ META = torch.device("meta")
 @pytest.mark.parametrize("container", [list, tuple])
 def test_what_is_there_is_not_touched(container):
     batch = container([torch.ones(3, device=META), torch.ones(2, device=META)])
-    assert Feed(META, StepClock(META)).move(batch) is batch
+    moved = Feed(META, StepClock(META)).move(batch)
+    assert type(moved) is container
+    assert all(a is b for a, b in zip(moved, batch, strict=True))
+    assert container is tuple or moved is not batch  # a list of the user's is nobody else's
 
 
 @pytest.mark.parametrize("batch", [

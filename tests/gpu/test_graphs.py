@@ -13,7 +13,7 @@ from zoo import ZOO, make_gan_model, make_resnet
 
 from hotloop import KerasModel
 from hotloop.errors import LabelError
-from hotloop.fitting.graph import graphed as graphs
+from hotloop.fitting.graph import worth
 from hotloop.fitting.graph.capture import CudaCapture
 from hotloop.fitting.loop import EpochRunner
 from hotloop.metrics.accumulate import LossLog
@@ -215,8 +215,9 @@ def test_batches_that_begin_to_move():
 
 
 def test_without_being_asked_where_it_pays(capsys, monkeypatch):
-    monkeypatch.setattr(graphs, "_WORTHWHILE_SECONDS", {"cuda": 0.0})
-    monkeypatch.setattr(graphs, "_WORTHWHILE", 1e6)
+    monkeypatch.setattr(worth, "_WORTHWHILE_SECONDS", {"cuda": 0.0})
+    monkeypatch.setattr(worth, "_WORTHWHILE", 1e6)
+    monkeypatch.setattr(worth, "_LAUNCH_BOUND", 0.0)
     animal = ZOO["mlp"]
     eager = train(animal.make, animal.loader(), epochs=10, quiet=True)
     default = train(animal.make, animal.loader(), epochs=10, compile=None)
@@ -236,9 +237,9 @@ class KeepingLog(LossLog):
         super().__init__()
         self.kept = []
 
-    def append(self, loss, num_samples):
+    def append(self, loss, num_samples, stays=False):
         self.kept.append(loss)
-        super().append(loss, num_samples)
+        super().append(loss, num_samples, stays)
 
 
 def test_what_an_epoch_runner_of_ones_own_keeps_stays_as_it_is(monkeypatch):

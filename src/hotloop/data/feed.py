@@ -34,7 +34,7 @@ class Feed:
         if self._clock is None:
             return self._move(batch)
         if self._is_there(batch):
-            return batch
+            return type(batch)(batch)
         # on the stream of the steps: what comes behind the wait for a copy is late by that copy
         self._clock.mark("data")
         started = perf_counter()

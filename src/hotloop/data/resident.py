@@ -225,7 +225,8 @@ class ResidentSource(BatchSource):
             for column in self._gather_columns(torch.cat(several))
         ]
         for parts in zip(*columns, strict=True):
-            yield self._as_batch(list(parts))
+            # with a count of versions of its own: what is written in one batch is no other's
+            yield self._as_batch([part.data for part in parts])
 
     def _row_bytes(self) -> int:
         """Return the size of a sample as the net gets it."""

@@ -314,8 +314,12 @@ class Changes:
             reason = "the step is your own" if graph is None else graph.reason
             self.found.notes.append(f"fit(compile=True) would run eagerly, since {reason}")
             return
-        self._add("compile", "fit(compile=True)", self._with_step(times), "measured", "rounding",
-                  "building the graph takes seconds at the start")  # fmt: skip
+        note, numbers = "building the graph takes seconds at the start", "rounding"
+        if at.device.type == "cuda":
+            numbers = "same"
+            if at.settings.compile is None:
+                note = "fit does so by itself in runs of more than some seconds"
+        self._add("compile", "fit(compile=True)", self._with_step(times), "measured", numbers, note)
 
     def _epoch_with(self, times: StepTimes, startup_seconds: float, larger: int = 1) -> float:
         """Return an epoch's seconds with other steps and waits."""

@@ -11,6 +11,7 @@ import torch
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
 from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.direct_step import part_counts
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.loop import EpochRunner
@@ -51,6 +52,7 @@ class Speedups:
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
         self.val_graph: GraphedStep | None = None
+        self._optimizer: Any = None
         self._float32_mode = Float32Mode(settings.tf32, device)
 
     def choose(
@@ -66,6 +68,7 @@ class Speedups:
         """
         if is_users_own(model):
             return ""
+        self._optimizer = model.optimizer
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
         layout = ChannelsLast(model.net, model.optimizer)
@@ -95,11 +98,15 @@ class Speedups:
             self.layout.undo()
         if self.fused is not None:
             self.fused.undo()
+        part_counts(self._optimizer)
         if self.threads is not None:
             self.threads.undo()
         if self.host_memory is not None:
             self.host_memory.undo()
         self._float32_mode.undo()
+        for graph in (self.graph, self.val_graph):
+            if graph is not None:
+                graph.close()
 
     def make_graphs(
         self,
@@ -122,8 +129,7 @@ class Speedups:
             transform: what the user changes batches with on the device, or None.
             say: takes a line for the user.
         """
-        settings, scheduler = self.settings, model.lr_scheduler
-        reason = None
+        settings, reason = self.settings, None
         if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
             reason = "the StepRunner is your own"
         elif settings.saving.on_non_finite != "stop":
@@ -134,18 +140,19 @@ class Speedups:
             if settings.compile is not None:
                 say(f"compile: the training step runs eagerly, since {reason}")
             return
-        own_code = transform is not None or not type(scheduler).__module__.startswith(
-            ("torch.", "builtins")
-        )
         common = self._graph_settings(model, train_source, say)
+
+        def runs_own_code() -> bool:
+            scheduler = type(model.lr_scheduler).__module__  # a callback may replace it
+            is_torchs = scheduler.startswith(("torch.", "builtins"))
+            return transform is not None or not is_torchs or common.check_every_step()
+
         self.graph = GraphedStep(
             model.net,
             model.loss_fn,
             model.optimizer,
             accelerator,
-            dataclasses.replace(
-                common, check_every_step=lambda: own_code or train_source.runs_own_code
-            ),
+            dataclasses.replace(common, check_every_step=runs_own_code),
         )
         if val_source is not None and self.device.type == "cuda":
             self.val_graph = GraphedStep(
@@ -164,24 +171,22 @@ class Speedups:
         self, model: Trainable, source: BatchSource, say: Callable[[str], None]
     ) -> GraphSettings:
         settings, num_batches = self.settings, source.num_batches
-        # nobody but hotloop holds what a step returns, and it holds so many
+        # else code of the user's runs between steps, and may hold what they return
         standard = model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
+        has_metrics = bool(len(check_metrics(model.metrics_dict)))
+        lets_go = self.join_metrics or not has_metrics  # other metrics may keep all predictions
         held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
         return GraphSettings(
             mode=settings.graph_mode(self.device),
             num_steps=None if num_batches is None else num_batches * settings.epochs,
             clip_grad_norm=settings.clip_grad_norm,
-            check_every_step=lambda: source.runs_own_code,
+            check_every_step=lambda: not standard or source.runs_own_code,
             say=say,
             is_settled=self.is_settled,
             by_default=settings.compile is None,
-            keeps_preds=bool(len(check_metrics(model.metrics_dict))),
-            num_kept=held if standard and self._holds_few(model) else 0,
+            keeps_preds=has_metrics or not standard,
+            num_kept=held if standard and lets_go else 0,
         )
-
-    def _holds_few(self, model: Trainable) -> bool:
-        """Tell whether predictions are let go after some steps; metrics may keep them all."""
-        return self.join_metrics or not len(check_metrics(model.metrics_dict))
 
     def is_settled(self) -> bool:
         """Tell whether what a graph is made for is decided."""

@@ -77,6 +77,14 @@ class DirectStep:
             self._supported = False
 
 
+def part_counts(optimizer: Any) -> None:
+    """Give each parameter a count of steps of its own again."""
+    for state in getattr(optimizer, "state", {}).values():
+        step = state.get("step") if isinstance(state, dict) else None
+        if isinstance(step, torch.Tensor) and step._base is not None:
+            state["step"] = step.detach().clone()
+
+
 class _Group:
     """The tensors of one parameter group, in the lists that the kernel takes.
 
@@ -89,8 +97,9 @@ class _Group:
         self.params = [p for p in self.listed if p.grad is not None]
         self.states = [optimizer.state.get(p, {}) for p in self.params]
         self._optimizer, self._optimizer_state = optimizer, optimizer.state
-        on_cuda = bool(self.params) and self.params[0].device.type == "cuda"
-        self._rate = DeviceRate(self.params[0].device) if on_cuda else None
+        first = self.params[0] if self.params else torch.empty(0)
+        on_device = first.device.type == "cuda" and first.dtype != torch.float64
+        self._rate = DeviceRate(first.device) if on_device else None
         devices = {(p.device, p.dtype) for p in self.params}
         self.uniform = bool(
             group.get("fused")
@@ -129,11 +138,12 @@ class _AdamGroup(_Group):
         super().__init__(optimizer, group)
         self._kernel = getattr(torch, _ADAMS[type(optimizer)])
         names = ("exp_avg", "exp_avg_sq", "step")
+        largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
+        self._amsgrad = bool(group["amsgrad"])
         self.uniform = (
             self.uniform
-            and not group["amsgrad"]
             and not isinstance(group["betas"][0], torch.Tensor)
-            and all(name in state for state in self.states for name in names)
+            and all(name in state for state in self.states for name in (*names, *largest))
         )
         if self.uniform:
             # a decoupled weight decay may be switched on in torch.optim.Adam too
@@ -142,12 +152,13 @@ class _AdamGroup(_Group):
             self._averages, self._squares, self._steps = (
                 [state[name] for state in self.states] for name in names
             )
+            self._largest = [state[name] for state in self.states for name in largest]
             self._counts = self._join_counts()
 
     def _join_counts(self) -> torch.Tensor | None:
         """Make the counts of steps parts of one tensor on a CPU, to count with one operation.
 
-        ``FusedOptimizer.undo`` parts them again.
+        ``part_counts`` parts them again.
         """
         steps = self._steps
         if not steps or any(step.device.type != "cpu" or step.dim() for step in steps):
@@ -161,7 +172,7 @@ class _AdamGroup(_Group):
         return counts
 
     def gradients(self, group: dict[str, Any]) -> list[torch.Tensor] | None:
-        return None if group["amsgrad"] else super().gradients(group)
+        return None if bool(group["amsgrad"]) != self._amsgrad else super().gradients(group)
 
     def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
         beta1, beta2 = group["betas"]
@@ -174,14 +185,14 @@ class _AdamGroup(_Group):
             grads,
             self._averages,
             self._squares,
-            [],
+            self._largest,
             self._steps,
             lr=self.rate(group),
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            amsgrad=False,
+            amsgrad=self._amsgrad,
             maximize=group["maximize"],
         )
 

@@ -97,6 +97,7 @@ class EpochRunner:
         step_values: dict[str, Any] = {}
         threads = self.options.threads if self.stage == "train" else None
         watch = self._make_watch()
+        own_graph = None if own_step else step_runner.options.graph
         keeper = self.options.keeper if self.stage == "train" else None
         num_done = 0 if keeper is None else keeper.start_stage(self)
         progress.skip(num_done)
@@ -120,8 +121,9 @@ class EpochRunner:
             num_samples = count_samples(batch)
             clock.count_samples(num_samples)
             if not getattr(step_runner, "left_out", False):
+                replayed = own_graph is not None and own_graph.replayed
                 for name, value in losses.items():
-                    self.log(name).append(value, num_samples)
+                    self.log(name).append(value, num_samples, stays=replayed)
                 if watch is not None and watch.saw_bad(self.log("train_loss").pending):
                     self._check_finite()
             display.step(num_samples, step_values)

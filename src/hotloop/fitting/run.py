@@ -337,7 +337,8 @@ class FitRun:
             self.parallel.start_stage(stage, epoch)
         graph = self.speedups.graph_of(stage)
         if graph is not None:
-            graph.start_epoch()
+            optimizer = self.model.optimizer if stage == "train" else None
+            graph.start_epoch(self.model.net, self.model.loss_fn, optimizer)
         try:
             with torch.set_grad_enabled(stage == "train"):
                 values = epoch_runner(source)
@@ -426,7 +427,7 @@ class FitRun:
                 narrow_inputs=speedups.narrow_inputs if training else None,
                 join_metrics=speedups.join_metrics,
                 transform=self.transform,
-                direct=training and speedups.fused is not None,
+                direct=training and standard and not settings.exact,
                 graph=speedups.graph_of(stage),
                 micro_batches=self._micro_batches(),
                 on_non_finite=settings.saving.on_non_finite,

@@ -45,8 +45,6 @@ class FusedOptimizer:
                 step = self.optimizer.state.get(parameter, {}).get("step")
                 if isinstance(step, torch.Tensor) and step.device.type != "cpu":
                     self.optimizer.state[parameter]["step"] = step.cpu()
-                elif isinstance(step, torch.Tensor) and step._base is not None:  # DirectStep's
-                    self.optimizer.state[parameter]["step"] = step.detach().clone()
         self._before = []
 
     def _can_be_fused(self, device: torch.device) -> bool:

@@ -131,7 +131,7 @@ class StepRunner:
             if options.graph.num_builds != num_builds:
                 clock.set_up()
             elif clock.detailed:
-                clock.lap("graph")
+                clock.lap("graph" if options.graph.replayed else "forward")
         elif not trains:
             output = self._evaluate(batch)
             loss = self.read_loss(output.loss, batch)

@@ -39,15 +39,21 @@ class LossLog:
     def __len__(self) -> int:
         return len(self.num_samples)
 
-    def append(self, loss: torch.Tensor | float, num_samples: int) -> None:
-        """Add one step's loss (0 dimensions, any float dtype) over ``num_samples`` samples."""
+    def append(self, loss: torch.Tensor | float, num_samples: int, stays: bool = False) -> None:
+        """Add one step's loss.
+
+        Args:
+            loss: 0 dimensions, any float dtype.
+            num_samples: that it is the mean of.
+            stays: nobody writes into it for the next ``MAX_HELD_LOSSES`` steps.
+        """
         self.num_samples.append(num_samples)
         if not isinstance(loss, torch.Tensor):
             self._host.append(float(loss))
         elif loss.device.type == "cpu":
             self._host.append(loss.item())
         else:
-            self._hold(loss.detach())
+            self._hold(loss.detach() if stays else loss.detach().clone())
 
     def load(self, values: list[float], num_samples: list[int]) -> None:
         """Take over the losses of steps that were done before, in the place of those here."""

@@ -5,17 +5,15 @@ What only CUDA can show (the capture itself) is in ``tests/gpu``.
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
+from called_again import CalledAgain, use_stand_in
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import AUROC, Accuracy
 
 from hotloop import KerasModel
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.graph import graphed as graphs
 from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
@@ -24,18 +22,6 @@ from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.replay import ReplayEngine
 
 CPU = torch.device("cpu")
-
-
-class CalledAgain:
-    """Replays by calling; results stay at their first addresses, as a graph's do."""
-
-    def __init__(self, function):
-        self.function = function
-        self.results = function()
-
-    def replay(self):
-        for kept, new in zip(self.results, self.function(), strict=True):
-            kept.copy_(new)
 
 
 class Baked(CalledAgain):
@@ -125,15 +111,11 @@ def test_an_optimizer_without_its_fused_kernel_is_refused():
         make_engine(make_optimizer=lambda p: torch.optim.Adam(p, lr=0.25))
 
 
-def fit_with_stand_in(monkeypatch, train_data, compile_it=True, metrics=None, **options):
+def fit_with_stand_in(
+    monkeypatch, train_data, compile_it=True, metrics=None, capture=CalledAgain, **options
+):
     """Fit with the engine of CUDA and a capture that calls the step again."""
-    engines = []
-
-    def build(graphed, leaves):
-        engines.append(CudaGraphEngine(graphed, leaves, CalledAgain))
-        return engines[-1]
-
-    monkeypatch.setattr(graphs, "build_engine", build)
+    engines = use_stand_in(monkeypatch, capture)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.ReLU(), nn.Linear(8, 2))
     metrics = metrics or {"acc": Accuracy(task="multiclass", num_classes=2)}
@@ -223,8 +205,7 @@ def test_memory_that_runs_out_leaves_everything_as_it_was(small, monkeypatch, ca
             if RunsOut.num_replays == 2:  # the first is the engine's own trial
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(sys.modules[__name__], "CalledAgain", RunsOut)
-    graphed = fit_with_stand_in(monkeypatch, loader, True, quiet=False)
-    assert "since memory runs out while a graph is made" in capsys.readouterr().out
+    graphed = fit_with_stand_in(monkeypatch, loader, True, capture=RunsOut, quiet=False)
+    assert "since a trial of it failed: CUDA out of memory" in capsys.readouterr().out
     assert RunsOut.num_replays == 2
     assert_same(eager, graphed)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+
+_num_failures = 0
 
 
 class Capture(Protocol):
@@ -22,7 +26,8 @@ class CudaCapture:
     """A function captured as a CUDA graph; it has no arguments and reads fixed addresses.
 
     Raises:
-        RuntimeError: what the function did cannot be captured; the device is as before then.
+        RuntimeError: what the function did cannot be captured; the device is as before then, but
+            graphs that were captured earlier are not to be used any more (``num_failures``).
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -31,19 +36,42 @@ class CudaCapture:
         device, stream = torch.cuda.current_device(), torch.cuda.current_stream()
         generator = torch.cuda.default_generators[device]
         spare = generator.clone_state()
+        gc.collect()  # not in between, where freeing another graph would end this capture
         try:
             # another thread (a loader that pins memory) may talk to the driver meanwhile
             with torch.cuda.graph(self._graph, pool=self._pool, capture_error_mode="thread_local"):
                 self.results = function()
         except Exception:
-            # torch 2.11 leaves a failed capture's stream current, its random numbers refused and
-            # its memory pool open
-            torch.cuda.set_stream(stream)
-            generator.graphsafe_set_state(spare)
-            with contextlib.suppress(RuntimeError):  # where it was closed, that is an error
-                torch._C._cuda_endAllocateToPool(device, self._pool)
+            _clean_up(device, stream, generator, spare, self._pool)
             raise
 
     def replay(self) -> None:
         """Queue the graph on the current stream."""
         self._graph.replay()
+
+
+def _clean_up(device: int, stream: Any, generator: Any, spare: Any, pool: Any) -> None:
+    """Undo what torch 2.11 leaves of a failed capture.
+
+    Its stream stays current, random numbers are refused and its memory pool stays open. The
+    generator gets another state in the place of the one that takes itself for captured, which
+    graphs of before do not know.
+    """
+    global _num_failures
+    _num_failures += 1
+    torch.cuda.set_stream(stream)
+    generator.graphsafe_set_state(spare)
+    with contextlib.suppress(RuntimeError):  # where the pool was closed, that is an error
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+
+def num_failures() -> int:
+    """Return how many captures have failed in this process; graphs of before are of no use."""
+    return _num_failures
+
+
+@functools.cache
+def stream_for_warm_up(device: torch.device) -> Any:
+    """Return one stream for all warm-ups: each has workspaces of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

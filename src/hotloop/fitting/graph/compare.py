@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from hotloop.fitting.forward import StepOutput
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.pure_step import cloned
 
@@ -24,40 +24,53 @@ def compare(
     """Run one batch through the engine, undo it, run it eagerly, and compare everything changed.
 
     Bit for bit where the engine promises that; else each kind of tensor in its 2-norm: for single
-    elements may differ freely where a gradient is nothing but rounding.
+    elements may differ freely where a gradient is nothing but rounding. What the engine gave waits
+    on the host, so that the eager step has the device's memory.
 
     Raises:
-        DeclinedError: they differ; the eager step has been done then, and counts.
+        ComparedError: they differ, or that cannot be told; the eager step counts.
+        DeclinedError: the engine failed; nothing has changed.
     """
     before = cloned(engine.state())
     random_before = _random_state(device)
     try:
         engine.start()
-        loss, preds = cloned(engine.step(leaves))
+        results = engine.step(leaves)
         engine.finish()
-        from_engine = cloned(engine.state())
+        found = _on_host([*_tensors(results), *engine.state()])
         random_engine = _random_state(device)
+    except Exception as error:
+        raise DeclinedError(f"a trial of it failed: {first_line(error)}") from error
     finally:
         for tensor, value in zip(engine.state(), before, strict=True):
             tensor.copy_(value)
         _set_random_state(device, random_before)
+    origins = None if engine.exact else _on_host(before)
+    del before, results
     output = eager(batch)
-    pairs: list[tuple[Any, Any, Any]]
-    pairs = [(torch.as_tensor(output.loss, device=device), loss, None)]
-    pairs += [
-        (expected, found, None)
-        for expected, found in zip(
-            pytree.tree_leaves(output.preds), pytree.tree_leaves(preds), strict=True
-        )
-        if isinstance(expected, torch.Tensor)
-    ]
-    pairs += list(zip(engine.state(), from_engine, before, strict=True))
-    same = all(_agree(*pair, exact=engine.exact) for pair in pairs)
-    if not same or not all(
-        torch.equal(a, b) for a, b in zip(random_engine, _random_state(device), strict=True)
-    ):
+    try:
+        loss = torch.as_tensor(output.loss)
+        expected = _on_host([*_tensors((loss, output.preds)), *engine.state()])
+        num_results = len(expected) - len(engine.state())
+        sources: list[torch.Tensor | None] = [None] * num_results
+        sources += origins or [None] * len(engine.state())
+        triples = zip(expected, found, sources, strict=True)
+        same = all(_agree(*triple, exact=engine.exact) for triple in triples)
+        now = _random_state(device)
+        same = same and all(torch.equal(a, b) for a, b in zip(random_engine, now, strict=True))
+    except Exception as error:
+        raise ComparedError(output) from error
+    if not same:
         raise ComparedError(output)
     return output
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
 
 
 class ComparedError(DeclinedError):
@@ -75,9 +88,10 @@ class ComparedError(DeclinedError):
 def _agree(
     expected: torch.Tensor, found: torch.Tensor, before: torch.Tensor | None, exact: bool
 ) -> bool:
-    expected, found = expected.detach(), found.detach()
     if exact or not expected.is_floating_point():
         return bool(torch.equal(expected, found.to(expected.dtype)))
+    if torch.equal(expected, found):
+        return True  # infinities as well, whose differences are none
     origin = torch.zeros_like(expected) if before is None else before
     moved = torch.linalg.vector_norm((expected - origin).double())
     off = torch.linalg.vector_norm((expected - found).double())

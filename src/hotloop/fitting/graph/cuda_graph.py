@@ -56,7 +56,11 @@ class CudaGraphEngine(ReplayEngine):
             with self._autocast():
                 loss, preds = self.module(*self._leaves)
             params = [p for group in self._groups for p in group.params]
-            found = torch.autograd.grad(loss, params, allow_unused=True)
+            new = [p for group in self._groups for p in group.without_state]
+            found = torch.autograd.grad(loss, [*params, *new], allow_unused=True)
+        if any(grad is not None for grad in found[len(params) :]):
+            raise DeclinedError("the optimizer has no state yet for a parameter with a gradient")
+        found = found[: len(params)]
         grads = {id(p): laid_out_like(p, g) for p, g in zip(params, found, strict=True)}
         if self.clip_grad_norm is not None:
             grads = clip_in_order(grads, self.module.net.parameters(), self.clip_grad_norm)
@@ -74,7 +78,9 @@ class CudaGraphEngine(ReplayEngine):
             group.rate.of(0.5 * float(group.group["lr"]))
 
     def _describe(self) -> tuple[Any, ...]:
-        return super()._describe(), tuple(group.describe() for group in self._groups)
+        groups = self.optimizer.param_groups  # one may have been added since
+        ids = tuple(tuple(id(p) for p in group["params"]) for group in groups)
+        return super()._describe(), ids, tuple(group.describe() for group in self._groups)
 
 
 def laid_out_like(param: torch.Tensor, grad: torch.Tensor | None) -> Any:
@@ -123,8 +129,12 @@ class _GroupStep:
             for p in self.listed
             if p.requires_grad and all(name in optimizer.state.get(p, {}) for name in needed)
         ]
+        known = {id(p) for p in self.params}
+        self.without_state = [p for p in self.listed if p.requires_grad and id(p) not in known]
         if not group.get("fused"):
             raise DeclinedError("the optimizer does not use its fused kernel")
+        if any(p.dtype == torch.float64 for p in self.params):
+            raise DeclinedError("a graph reads the learning rate in float32")
         self._read_baked = operator.itemgetter(*(name for name in _BAKED if name in group))
         self.baked = self._baked()
         device = self.params[0].device if self.params else torch.device("cpu")
@@ -210,4 +220,5 @@ class _GroupStep:
     def _names(self) -> tuple[str, ...]:
         if self.is_sgd:
             return ("momentum_buffer",) if self.group["momentum"] else ()
-        return ("step", "exp_avg", "exp_avg_sq")
+        largest = ("max_exp_avg_sq",) if self.group.get("amsgrad") else ()
+        return ("step", "exp_avg", "exp_avg_sq", *largest)

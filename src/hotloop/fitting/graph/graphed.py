@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,24 +13,21 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
+from hotloop.fitting.graph.batch_places import BatchPlaces, versions_of
 from hotloop.fitting.graph.build import build_engine
 from hotloop.fitting.graph.compare import ComparedError, compare
-from hotloop.fitting.graph.declined import DeclinedError, MovedError
+from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.prover import Prover
 from hotloop.fitting.graph.pure_step import LossModule
+from hotloop.fitting.graph.supported import check_supported
+from hotloop.fitting.graph.updates import make_updates
+from hotloop.fitting.graph.worth import Worth
 
 _MAX_BUILDS = 3
 _MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
-_TIMED_STEPS = 12
-# of eager training left: compiling takes 5 to 60 s on a CPU, tracing and capture 1 to 2 s on CUDA
-_WORTHWHILE_SECONDS = {"cpu": 60.0, "cuda": 4.0}
-_ROOM = 0.4  # of the device's memory
-_LAUNCH_BOUND = 0.6  # of a step's time spent on the host; below, a graph has little to save
-_WORTHWHILE = 0.95
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,8 @@ class GraphedStep:
         self.accelerator, self.settings = accelerator, settings
         self.reason: str | None = None  # why the rest of the run is eager
         self.num_replayed = 0
-        self.preds_like: torch.Tensor | None = None  # the graph's predictions, without memory
+        self.replayed = False  # whether the last step was the graph's
+        self.preds_like: torch.Tensor | None = None  # a step's predictions, without memory
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
@@ -92,11 +90,10 @@ class GraphedStep:
         self._num_steps = self._num_builds = self._num_other_forms = 0
         self._running = self._checked = False
         self._goes_on = False  # with a run whose steps were the graph's
-        self._last_leaves: Sequence[Any] = ()
-        self._stay: list[bool] | None = None  # which tensors of a batch were the same ones so far
-        self._eager_seconds: list[float] = []
-        self._host_seconds: list[float] = []  # of them, until the device had all its work
-        self._graph_seconds: list[float] = []
+        self._steps_first = True  # an eager step is due before a graph is built
+        self._changes_batch = False
+        self._places = BatchPlaces()
+        self._worth = Worth(accelerator.device, settings.num_steps)
 
     def run(
         self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
@@ -109,19 +106,22 @@ class GraphedStep:
             step_scheduler: called after a step that was not eager.
         """
         self._num_steps += 1
-        if self._engine is None and self.reason is None:
-            self._note_places(batch)
-        if self.reason is not None or self._num_steps == 1 or not self.settings.is_settled():
+        self.replayed = False
+        if self.reason is not None:
             return eager(batch)
-        if (
-            self.settings.mode == "auto"
-            and self._engine is None
-            and not (self._goes_on or self._pays())
-        ):
-            return self._timed(eager, batch)
+        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
+        if self._engine is None:
+            self._places.note(leaves)
+            if self._steps_first or not self.settings.is_settled():
+                self._steps_first = False
+                return self._run_eagerly(batch, leaves, eager)
         output = None
         try:
-            return self._run(batch, eager, step_scheduler)
+            if self._engine is None and not self._is_due():
+                run = functools.partial(self._run_eagerly, batch, leaves, eager)
+                timed: StepOutput = self._worth.time_eager(run)
+                return timed
+            return self._run(batch, leaves, eager, step_scheduler)
         except ComparedError as differing:
             self._give_up(str(differing))
             output = differing.output
@@ -129,13 +129,13 @@ class GraphedStep:
             self._give_up(str(declined))
         except MovedError:
             self._drop_engine()
-            self._note_places(batch)
+            self._places.give_up(len(leaves))
         # outside the handlers, whose tracebacks hold on to a failed step's autograd graph
-        return eager(batch) if output is None else output
+        return self._run_eagerly(batch, leaves, eager) if output is None else output
 
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""
-        return [False] * len(leaves) if self._stay is None else list(self._stay)
+        return self._places.same(len(leaves))
 
     def state_dict(self) -> dict[str, Any]:
         """Return which steps are the graph's, for a run that goes on elsewhere."""
@@ -149,10 +149,21 @@ class GraphedStep:
         """Go on with another process's run: the steps that were the graph's there are it here."""
         self._num_steps, self.reason = state["num_steps"], state["reason"]
         self._goes_on = state["built"]
+        self._steps_first = not self._num_steps
 
-    def start_epoch(self) -> None:
-        """Look again, before the next step, whether what was proven still holds."""
+    def start_epoch(self, net: nn.Module, loss_fn: Any, optimizer: Any) -> None:
+        """Look again, before the next step, whether what was proven still holds.
+
+        Args:
+            net: of the epoch, which a callback may have replaced.
+            loss_fn: likewise.
+            optimizer: likewise.
+        """
         self._checked = False
+        same = self.net is net and self.loss_fn is loss_fn and self.optimizer is optimizer
+        if not same:
+            self._drop_engine()
+            self.net, self.loss_fn, self.optimizer = net, loss_fn, optimizer
 
     def finish(self) -> None:
         """Leave the optimizer's state as eager steps would; before anybody reads it."""
@@ -160,10 +171,18 @@ class GraphedStep:
             self._engine.finish()
             self._running = False
 
+    def close(self) -> None:
+        """Let go of the graph and its memory; ``reason`` stays."""
+        self._drop_engine()
+        self._module = self._prover = None
+
     def _run(
-        self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
+        self,
+        batch: Any,
+        leaves: Sequence[torch.Tensor],
+        eager: Callable[[Any], StepOutput],
+        step_scheduler: Callable[[], None],
     ) -> StepOutput:
-        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
         if self._engine is not None and not _has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
@@ -171,12 +190,29 @@ class GraphedStep:
             self.finish()
             return eager(batch)
         self._num_other_forms = 0
-        if self._engine is not None and not self._checked:
-            self._check(leaves)
         if self._engine is None:
             self._form = form_of(leaves)
             return self._build(batch, leaves, eager, step_scheduler)
+        if not self._checked and not self._still_holds(leaves):
+            self._drop_engine()
+            self._steps_first = False  # this is that step: new parameters get their state
+            return self._run_eagerly(batch, leaves, eager)
         return self._replay(leaves, step_scheduler)
+
+    def _run_eagerly(
+        self, batch: Any, leaves: Sequence[Any], eager: Callable[[Any], StepOutput]
+    ) -> StepOutput:
+        """Run an eager step, and note what a graph has to know of it."""
+        before = versions_of(leaves)
+        output = eager(batch)
+        self._changes_batch |= versions_of(leaves) != before
+        self._note_preds(output.preds)
+        return output
+
+    def _note_preds(self, preds: Any) -> None:
+        if self.preds_like is None and isinstance(preds, torch.Tensor):
+            # nothing of a step itself, which would hold on to its autograd graph
+            self.preds_like = torch.empty_like(preds, device="meta", requires_grad=False)
 
     def _replay(
         self, leaves: Sequence[torch.Tensor], step_scheduler: Callable[[], None]
@@ -189,35 +225,36 @@ class GraphedStep:
         started = time.perf_counter()
         loss, preds = self._engine.step(leaves)
         self.num_replayed += 1
+        self.replayed = True
         if self.settings.trains:
             self.optimizer._opt_called = True  # what a scheduler looks for
             step_scheduler()
-        if self._eager_seconds and len(self._graph_seconds) < _TIMED_STEPS:
-            self._judge(started)
-        return StepOutput(loss, preds, self._module.labels(leaves))
+        output = StepOutput(loss, preds, self._module.labels(leaves))
+        try:
+            self._worth.judge(started)
+        except DeclinedError as slower:
+            self._give_up(str(slower))
+        return output
 
-    def _check(self, leaves: Sequence[torch.Tensor]) -> None:
-        """Drop the engine where something that it relied on has changed."""
-        engine = self._engine
+    def _still_holds(self, leaves: Sequence[torch.Tensor]) -> bool:
+        """Tell whether everything that the engine relied on is as it was.
+
+        Raises:
+            DeclinedError: something was added since that no graph serves.
+        """
         self._checked = not self.settings.check_every_step()
+        check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+        if self.settings.trains:
+            make_updates(self.optimizer)
         with self.accelerator.autocast():
-            if engine is not None and engine.is_current() and self._prover.still_holds(leaves):
-                return
-        self._drop_engine()
+            engine = self._engine
+            return engine is not None and engine.is_current() and self._prover.still_holds(leaves)
 
     def _drop_engine(self) -> None:
+        """Begin anew: with an eager step, and then a new graph."""
         self.finish()
-        self._engine = None
-
-    def _note_places(self, batch: Any) -> None:
-        """Compare where a batch's tensors lie with the batch before, which is alive still."""
-        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
-        if self._last_leaves:
-            same = [_same_place(a, b) for a, b in zip(leaves, self._last_leaves, strict=False)]
-            if self._stay is not None:
-                same = [a and b for a, b in zip(same, self._stay, strict=False)]
-            self._stay = same if len(leaves) == len(self._last_leaves) else [False] * len(leaves)
-        self._last_leaves = leaves
+        self._engine = self.preds_like = None
+        self._steps_first = True
 
     def _build(
         self,
@@ -227,35 +264,46 @@ class GraphedStep:
         step_scheduler: Callable[[], None],
     ) -> StepOutput:
         """Prove, build, and run this batch both ways; the eager one counts."""
+        check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+        if self._changes_batch:
+            raise DeclinedError("net or loss change the batch in place")
         self._num_builds += 1
         if self._num_builds > _MAX_BUILDS:
-            raise DeclinedError("net or optimizer keep changing")
+            raise DeclinedError("net, optimizer or batches keep changing")
         started = time.perf_counter()
-        check_supported(self.net, self.loss_fn, self.accelerator, self.settings.trains)
-        self._module = LossModule(self.net, self.loss_fn, batch)
+        engine = self._make_engine(batch, leaves)
         output = None
+        device = self.accelerator.device
+        if not self._goes_on or device.type != "cpu":
+            # else it was compared in the process that built it first, and its steps count, which
+            # differ from eager ones by rounding
+            run = functools.partial(self._run_eagerly, leaves=leaves, eager=eager)
+            output = compare(engine, leaves, batch, run, device)
+            if self._changes_batch:
+                raise ComparedError(output)
+        self._goes_on = False
+        self._engine, self._checked = engine, not self.settings.check_every_step()
+        seconds = time.perf_counter() - started
+        if self._num_builds == 1:
+            self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
+        return self._replay(leaves, step_scheduler) if output is None else output
+
+    def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
+        """Prove the step, and return it in another form; nothing has changed after that."""
+        self._module = LossModule(self.net, self.loss_fn, batch)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before
                 with self.accelerator.autocast():
                     self._prover = Prover(self._module, leaves)
-                engine = build_engine(self, leaves)
-            if not self._goes_on:  # else it was compared in the process that built it first
-                output = compare(engine, leaves, batch, eager, self.accelerator.device)
+                engine: Engine = build_engine(self, leaves)
+                return engine
+        except DeclinedError:
+            raise
         except torch.OutOfMemoryError as error:
             raise DeclinedError("memory runs out while a graph is made") from error
-        self._goes_on = False
-        self._engine, self._checked = engine, not self.settings.check_every_step()
-        self._last_leaves = ()
-        seconds = time.perf_counter() - started
-        if self._num_builds == 1:
-            self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
-        if output is None:
-            output = self._replay(leaves, step_scheduler)
-        if isinstance(output.preds, torch.Tensor):
-            # nothing of a step itself, which would hold on to its autograd graph
-            self.preds_like = torch.empty_like(output.preds, device="meta")
-        return output
+        except Exception as error:
+            raise DeclinedError(f"a graph cannot be made: {first_line(error)}") from error
 
     @property
     def num_builds(self) -> int:
@@ -268,10 +316,8 @@ class GraphedStep:
         return self._module
 
     def _give_up(self, reason: str) -> None:
-        self.finish()
+        self.close()
         self.reason = reason
-        self._engine = self._prover = None
-        self._last_leaves = ()
         if self._num_builds or not self.settings.by_default:
             self.settings.say(f"compile: the {self._what} runs eagerly, since {reason}")
 
@@ -279,71 +325,20 @@ class GraphedStep:
     def _what(self) -> str:
         return "training step" if self.settings.trains else "validation step"
 
-    def _pays(self) -> bool:
-        """Tell whether enough training is left for a graph to be worth its making."""
-        settings = self.settings
-        if settings.num_steps is None:
-            self._give_up("the number of steps is unknown")
-            return False
-        if len(self._eager_seconds) < _TIMED_STEPS:
-            return False
-        seconds = statistics.median(self._eager_seconds)
-        left = (settings.num_steps - self._num_steps) * seconds
-        on_host = statistics.median(self._host_seconds)
-        if on_host < _LAUNCH_BOUND * seconds:
-            self._give_up("the device, and not Python, is what takes the time")
-            return False
-        if left < _WORTHWHILE_SECONDS.get(self.accelerator.device.type, 60.0):
-            self._give_up(f"about {left:.0f} s of training are left, too few to pay for it")
-            return False
-        if not self._leaves_room():
-            self._give_up("its steps take much of the device's memory, and a graph has its own")
-            return False
-        return True
+    def _is_due(self) -> bool:
+        """Tell whether it is time to build a graph.
 
-    def _leaves_room(self) -> bool:
-        """Tell whether what steps take fits the device twice, for a graph shares it with nobody."""
-        device = self.accelerator.device
-        if device.type != "cuda":
+        Raises:
+            DeclinedError: there is none, or it would not pay.
+        """
+        if self.settings.mode != "auto" or self._goes_on:
             return True
-        _, total = torch.cuda.mem_get_info(device)
-        return torch.cuda.max_memory_allocated(device) < _ROOM * total
-
-    def _timed(self, eager: Callable[[Any], StepOutput], batch: Any) -> StepOutput:
-        started = time.perf_counter()
-        output = eager(batch)
-        self._host_seconds.append(time.perf_counter() - started)
-        self._synchronize()
-        self._eager_seconds.append(time.perf_counter() - started)
-        return output
-
-    def _judge(self, started: float) -> None:
-        """Go back to eager steps where the graph is not faster."""
-        self._synchronize()
-        self._graph_seconds.append(time.perf_counter() - started)
-        if len(self._graph_seconds) < _TIMED_STEPS:
-            return
-        eager = statistics.median(self._eager_seconds)
-        graph = statistics.median(self._graph_seconds)
-        if graph > _WORTHWHILE * eager:
-            self._give_up(f"a graph takes {graph * 1e3:.3g} ms a step and eager {eager * 1e3:.3g}")
-
-    def _synchronize(self) -> None:
-        device = self.accelerator.device
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)  # sync: a dozen steps of a trial
+        check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+        return self._worth.is_known(self._num_steps)
 
 
 def _is_flat(batch: Any) -> bool:
     return type(batch) is list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
-
-
-def _same_place(leaf: Any, other: Any) -> bool:
-    if not (isinstance(leaf, torch.Tensor) and isinstance(other, torch.Tensor)):
-        return False
-    if leaf is other:
-        return True
-    return leaf.data_ptr() == other.data_ptr() and form_of([leaf]) == form_of([other])
 
 
 def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
@@ -366,37 +361,3 @@ def _has_form(leaves: Sequence[Any], form: tuple[Any, ...]) -> bool:
         if leaf.dtype != expected[2] or leaf.stride() != expected[1] or leaf.device != expected[3]:
             return False
     return True
-
-
-def check_supported(
-    net: nn.Module, loss_fn: Any, accelerator: Accelerator, trains: bool = True
-) -> None:
-    """Refuse what no graph serves.
-
-    Args:
-        net: of the step.
-        loss_fn: as ``KerasModel`` has it.
-        accelerator: of the run.
-        trains: whether there is more to it than forward and loss.
-
-    Raises:
-        DeclinedError: says what.
-    """
-    if world_size() > 1:
-        raise DeclinedError("several processes train together")
-    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
-        raise DeclinedError("the net is compiled already")
-    if not trains:
-        return
-    if accelerator.gradient_accumulation_steps > 1:
-        raise DeclinedError("gradients are accumulated over several batches")
-    if accelerator.scaler is not None:
-        raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
-    modules = list(net.modules())
-    modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
-    for module in modules:
-        if module._backward_hooks or module._backward_pre_hooks:
-            raise DeclinedError(f"{type(module).__name__} has backward hooks")
-    for parameter in (p for module in modules for p in module.parameters(recurse=False)):
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise DeclinedError("a parameter has gradient hooks")

@@ -65,7 +65,10 @@ class Prover:
         return self._num_traces == before
 
     def _evaluate(self, leaves: Sequence[torch.Tensor]) -> None:
-        with torch._dynamo.config.patch(side_effect_replay_policy="error"):
+        # its guards leave hooks out, unless told otherwise
+        with torch._dynamo.config.patch(
+            side_effect_replay_policy="error", skip_nnmodule_hook_guards=False
+        ):
             self._forward(*leaves)
 
     def _backend(

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hotloop.fitting.graph.capture import Capture, CudaCapture
+from hotloop.fitting.graph.capture import (
+    Capture,
+    CudaCapture,
+    num_failures,
+    stream_for_warm_up,
+)
 from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import cloned, detached
@@ -54,9 +59,11 @@ class ReplayEngine:
         self._leaves = [
             leaf if fixed else leaf.clone() for leaf, fixed in zip(leaves, self._fixed, strict=True)
         ]
+        self._places = [leaf.data_ptr() for leaf in self._leaves]
         self._keeps_preds = graphed.settings.keeps_preds
         self._num_kept = graphed.settings.num_kept
         self._ring: OutputRing | None = None
+        self._num_failures = num_failures()
         self._layout = self._describe()
         self._capture = self._record(capture)
         self._verify()
@@ -73,10 +80,10 @@ class ReplayEngine:
         Raises:
             MovedError: the tensors are others than those that every step had so far.
         """
-        for buffer, leaf, fixed in zip(self._leaves, leaves, self._fixed, strict=True):
-            if not fixed:
-                buffer.copy_(leaf, non_blocking=True)
-            elif leaf is not buffer and leaf.data_ptr() != buffer.data_ptr():
+        for index, leaf in enumerate(leaves):
+            if not self._fixed[index]:
+                self._leaves[index].copy_(leaf, non_blocking=True)
+            elif leaf.data_ptr() != self._places[index]:
                 raise MovedError
         self._before_replay()
         self._capture.replay()
@@ -87,7 +94,7 @@ class ReplayEngine:
 
     def is_current(self) -> bool:
         """Tell whether all addresses and settings are those of the capture."""
-        return self._describe() == self._layout
+        return self._num_failures == num_failures() and self._describe() == self._layout
 
     def state(self) -> list[torch.Tensor]:
         """Return all tensors that a step may change."""
@@ -135,21 +142,23 @@ class ReplayEngine:
                 raise DeclinedError(f"it cannot be captured: {first_line(first)}") from error
 
     def _warm_up(self) -> None:
-        if self._leaves[0].device.type != "cuda":
-            self._make_ring(*self._run())
-            return
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for step in range(_WARM_UP_STEPS):
-                results = self._run()
-                if not step:
-                    self._make_ring(*results)
-        torch.cuda.current_stream().wait_stream(stream)
+        for _ in range(_WARM_UP_STEPS):
+            loss, preds = self._run_aside()
+            if self._ring is None and self._num_kept:  # on the stream of those who read it
+                self._ring = OutputRing(loss, preds, self._num_kept + 1, self._keeps_preds)
 
-    def _make_ring(self, loss: torch.Tensor, preds: Any) -> None:
-        if self._num_kept:
-            self._ring = OutputRing(loss, preds, self._num_kept + 1, self._keeps_preds)
+    def _run_aside(self) -> tuple[torch.Tensor, Any]:
+        """Run the step on another stream than the default one, which cannot be captured."""
+        device = self._leaves[0].device
+        if device.type != "cuda":
+            return self._run()
+        current, aside = torch.cuda.current_stream(device), stream_for_warm_up(device)
+        aside.wait_stream(current)
+        try:
+            with torch.cuda.stream(aside):
+                return self._run()
+        finally:  # what is undone after an error comes after the step's kernels
+            current.wait_stream(aside)
 
     def _verify(self) -> None:
         """Compare a replay with a call, on another batch and with other numbers.
@@ -175,7 +184,7 @@ class ReplayEngine:
             if replayed:
                 self._capture.replay()
             results = self._capture.results if replayed else self._run()
-            found = pytree.tree_leaves(results)
+            found = [t for t in pytree.tree_leaves(results) if isinstance(t, torch.Tensor)]
             return [tensor.clone() for tensor in [*found, *self.state()]]
 
     @contextlib.contextmanager
@@ -201,8 +210,20 @@ class ReplayEngine:
                 (t.data_ptr(), t.shape, t.stride(), t.dtype, t.requires_grad) for t in self._held()
             ),
             torch.are_deterministic_algorithms_enabled(),
-            torch.get_float32_matmul_precision(),
-            torch.backends.cudnn.allow_tf32,
+            *_float32_settings(),
+        )
+
+
+def _float32_settings() -> tuple[Any, ...]:
+    """Return how float32 products are computed; torch has an older and a newer way to say so."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer one was used, and says what the older one cannot
+        cudnn: Any = torch.backends.cudnn
+        return (
+            torch.backends.cuda.matmul.fp32_precision,
+            cudnn.conv.fp32_precision,
+            cudnn.rnn.fp32_precision,
         )
 
 
@@ -211,7 +232,9 @@ def _differ_alike(
 ) -> bool:
     """Tell whether ``found`` is about as far from ``first`` as ``second`` is, tensor by tensor."""
     for a, b, c in zip(first, second, found, strict=True):
-        if torch.equal(a, b) and not torch.equal(a, c):
+        if torch.equal(a, c):
+            continue
+        if torch.equal(a, b) or not a.is_floating_point():
             return False
         noise = torch.linalg.vector_norm((a - b).double())
         off = torch.linalg.vector_norm((a - c).double())

@@ -1,0 +1,51 @@
+"""What no graph serves, whatever its form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.distributed.processes import world_size
+from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.graph.declined import DeclinedError
+
+
+def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, optimizer: Any) -> None:
+    """Refuse what no graph serves.
+
+    Args:
+        net: of the step.
+        loss_fn: as ``KerasModel`` has it.
+        accelerator: of the run.
+        optimizer: of a training step; None for forward and loss alone.
+
+    Raises:
+        DeclinedError: says what.
+    """
+    if world_size() > 1:
+        raise DeclinedError("several processes train together")
+    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
+        raise DeclinedError("the net is compiled already")
+    if optimizer is None:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = sum(p.requires_grad and id(p) not in held for p in net.parameters())
+    if left:
+        raise DeclinedError(
+            f"the optimizer does not hold {left} parameters that gather gradients; "
+            f"requires_grad_(False) freezes them"
+        )
+    if accelerator.gradient_accumulation_steps > 1:
+        raise DeclinedError("gradients are accumulated over several batches")
+    if accelerator.scaler is not None:
+        raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
+    modules = list(net.modules())
+    modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            raise DeclinedError(f"{type(module).__name__} has backward hooks")
+    for parameter in (p for module in modules for p in module.parameters(recurse=False)):
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise DeclinedError("a parameter has gradient hooks")

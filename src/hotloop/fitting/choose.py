@@ -52,6 +52,7 @@ class Speedups:
         self.host_memory: HostMemory | None = None
         self.graph: GraphedStep | None = None
         self.val_graph: GraphedStep | None = None
+        self._model: Trainable | None = None
         self._optimizer: Any = None
         self._float32_mode = Float32Mode(settings.tf32, device)
 
@@ -68,7 +69,7 @@ class Speedups:
         """
         if is_users_own(model):
             return ""
-        self._optimizer = model.optimizer
+        self._model, self._optimizer = model, model.optimizer
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
         layout = ChannelsLast(model.net, model.optimizer)
@@ -94,19 +95,20 @@ class Speedups:
 
     def undo(self) -> None:
         """Leave net, optimizer and process as they were, but for what was trained."""
+        for graph in (self.graph, self.val_graph):
+            if graph is not None:
+                graph.close()
         if self.layout is not None:
             self.layout.undo()
         if self.fused is not None:
             self.fused.undo()
-        part_counts(self._optimizer)
+        for optimizer in self._optimizers():
+            part_counts(optimizer)
         if self.threads is not None:
             self.threads.undo()
         if self.host_memory is not None:
             self.host_memory.undo()
         self._float32_mode.undo()
-        for graph in (self.graph, self.val_graph):
-            if graph is not None:
-                graph.close()
 
     def make_graphs(
         self,
@@ -130,7 +132,7 @@ class Speedups:
             say: takes a line for the user.
         """
         settings, reason = self.settings, None
-        if is_users_own(model) or model.StepRunner.forward is not StepRunner.forward:
+        if is_users_own(model) or model.StepRunner is not StepRunner:
             reason = "the StepRunner is your own"
         elif settings.saving.on_non_finite != "stop":
             reason = "on_non_finite looks at gradients"
@@ -162,6 +164,10 @@ class Speedups:
                 accelerator,
                 dataclasses.replace(self._graph_settings(model, val_source, say), trains=False),
             )
+
+    def _optimizers(self) -> list[Any]:
+        """Return the optimizer of the beginning, and that of now, which may be another."""
+        return [] if self._model is None else [self._optimizer, self._model.optimizer]
 
     def graph_of(self, stage: str) -> GraphedStep | None:
         """Return what runs a stage's steps as one graph; None for eager ones."""

@@ -48,7 +48,8 @@ class DirectStep:
             return
         with torch.no_grad():
             for held, group, grads in zip(self._groups, groups, gradients, strict=True):
-                held.update(group, grads)
+                if grads:
+                    held.update(group, grads)
         self.optimizer._opt_called = True  # what a scheduler looks for
 
     def _is_plain(self) -> bool:
@@ -78,9 +79,11 @@ class DirectStep:
 
 
 def part_counts(optimizer: Any) -> None:
-    """Give each parameter a count of steps of its own again."""
-    for state in getattr(optimizer, "state", {}).values():
-        step = state.get("step") if isinstance(state, dict) else None
+    """Give each parameter a count of steps of its own again, where ``DirectStep`` joined them."""
+    if type(optimizer) not in _ADAMS:
+        return
+    for state in optimizer.state.values():
+        step = state.get("step")
         if isinstance(step, torch.Tensor) and step._base is not None:
             state["step"] = step.detach().clone()
 
@@ -103,7 +106,7 @@ class _Group:
         devices = {(p.device, p.dtype) for p in self.params}
         self.uniform = bool(
             group.get("fused")
-            and len(devices) == 1
+            and len(devices) <= 1  # none: a frozen group, which a step passes over
             and not isinstance(group["lr"], torch.Tensor)
             and not any(p.is_sparse or p.grad.is_sparse or p.is_complex() for p in self.params)
         )

@@ -123,7 +123,10 @@ class EpochRunner:
             if not getattr(step_runner, "left_out", False):
                 replayed = own_graph is not None and own_graph.replayed
                 for name, value in losses.items():
-                    self.log(name).append(value, num_samples, stays=replayed)
+                    if replayed:
+                        self.log(name).append(value, num_samples, stays=True)
+                    else:
+                        self.log(name).append(value, num_samples)
                 if watch is not None and watch.saw_bad(self.log("train_loss").pending):
                     self._check_finite()
             display.step(num_samples, step_values)

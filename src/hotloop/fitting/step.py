@@ -123,10 +123,10 @@ class StepRunner:
             clock.lap("transform")
         trains = self.stage == "train" and self.optimizer is not None
         if options.graph is not None:
-            self.compute_loss.label_range.check_like(options.graph.preds_like)
             num_builds = options.graph.num_builds
             run_eagerly = self._train_eagerly if trains else self._evaluate
-            output = options.graph.run(batch, run_eagerly, self.step_scheduler)
+            check_labels = self.compute_loss.label_range.check_like
+            output = options.graph.run(batch, run_eagerly, self.step_scheduler, check_labels)
             loss: Any = self.read_loss(output.loss, batch)
             if options.graph.num_builds != num_builds:
                 clock.set_up()

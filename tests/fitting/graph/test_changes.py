@@ -208,6 +208,44 @@ def test_a_tensor_that_moves_behind_its_name(small, engines):
     assert_same(*runs)
 
 
+def test_a_group_that_is_frozen(loader, engines):
+    def two_groups(net):
+        net.body.requires_grad_(False)
+        return [{"params": net.body.parameters()}, {"params": net.head.parameters()}]
+
+    eager = fit(loader, False, prepare=two_groups)
+    assert_same(eager, fit(loader, True, prepare=two_groups))
+    assert len(engines) == 1
+
+
+@pytest.mark.parametrize("num_rows", [130, 30])
+def test_no_graph_is_made_for_a_short_last_batch(small, engines, num_rows):
+    rows = TensorDataset(*(part[:num_rows] for part in small))
+    loader = DataLoader(rows, 20)
+    assert_same(fit(loader, False), fit(loader, True))
+    assert bool(engines) == (num_rows == 130)
+    assert all(len(engine._leaves[0]) == 20 for engine in engines)
+
+
+def test_sparse_batches_stay_eager(engines, capsys):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, links, inputs):
+            return self.layer(links @ inputs)
+
+    torch.manual_seed(0)
+    links = torch.eye(10).to_sparse()
+    batches = [[links, torch.randn(10, 4), torch.randint(2, (10,))]] * 8
+    net = Graph()
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+    model.fit(batches, epochs=2, plot=False, compile=True)
+    assert "since its batches hold tensors that are not plain ones" in capsys.readouterr().out
+    assert not engines
+
+
 def test_only_the_very_same_tensors_come_again():
     places, stays = BatchPlaces(), torch.ones(3)
     for _ in range(3):

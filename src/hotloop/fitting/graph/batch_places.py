@@ -31,8 +31,7 @@ class BatchPlaces:
                 same = [a and b for a, b in zip(same, self._same, strict=False)]
             self._same = same
         self._last = [
-            (weakref.ref(leaf), leaf.data_ptr()) if isinstance(leaf, torch.Tensor) else None
-            for leaf in leaves
+            (weakref.ref(leaf), leaf.data_ptr()) if _has_address(leaf) else None for leaf in leaves
         ]
 
     def same(self, num_leaves: int) -> list[bool]:
@@ -47,7 +46,13 @@ class BatchPlaces:
 
 
 def _is_the_same(leaf: Any, last: tuple[Any, int] | None) -> bool:
-    return last is not None and last[0]() is leaf and last[1] == leaf.data_ptr()
+    return (
+        last is not None and last[0]() is leaf and _has_address(leaf) and last[1] == leaf.data_ptr()
+    )
+
+
+def _has_address(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
 
 
 def versions_of(leaves: Sequence[Any]) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 _num_failures = 0
+_failed: list[Any] = []  # allocators may still hold on to what a failed capture told them
 
 
 class Capture(Protocol):
@@ -43,6 +44,7 @@ class CudaCapture:
                 self.results = function()
         except Exception:
             _clean_up(device, stream, generator, spare, self._pool)
+            _failed.append(self._graph)
             raise
 
     def replay(self) -> None:

@@ -31,22 +31,10 @@ def compare(
         ComparedError: they differ, or that cannot be told; the eager step counts.
         DeclinedError: the engine failed; nothing has changed.
     """
-    before = cloned(engine.state())
-    random_before = _random_state(device)
     try:
-        engine.start()
-        results = engine.step(leaves)
-        engine.finish()
-        found = _on_host([*_tensors(results), *engine.state()])
-        random_engine = _random_state(device)
+        found, random_engine, origins = _try_engine(engine, leaves, device)
     except Exception as error:
         raise DeclinedError(f"a trial of it failed: {first_line(error)}") from error
-    finally:
-        for tensor, value in zip(engine.state(), before, strict=True):
-            tensor.copy_(value)
-        _set_random_state(device, random_before)
-    origins = None if engine.exact else _on_host(before)
-    del before, results
     output = eager(batch)
     try:
         loss = torch.as_tensor(output.loss)
@@ -65,6 +53,30 @@ def compare(
     return output
 
 
+def _try_engine(
+    engine: Engine, leaves: Sequence[torch.Tensor], device: torch.device
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor] | None]:
+    """Run a step of the engine and undo it.
+
+    Returns:
+        Results and state after it, on the host; the random states after it; and the state before,
+        where a comparison needs that.
+    """
+    before = cloned(engine.state())
+    random_before = _random_state(device)
+    try:
+        engine.start()
+        results = engine.step(leaves)
+        engine.finish()
+        found = _on_host([*_tensors(results), *engine.state()])
+        random_engine = _random_state(device)
+    finally:
+        for tensor, value in zip(engine.state(), before, strict=True):
+            tensor.copy_(value)
+        _set_random_state(device, random_before)
+    return found, random_engine, None if engine.exact else _on_host(before)
+
+
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
@@ -80,8 +92,12 @@ class ComparedError(DeclinedError):
         output: of the eager step, which counts.
     """
 
-    def __init__(self, output: StepOutput) -> None:
-        super().__init__("a trial of the graph did not give what the eager step gave")
+    def __init__(
+        self,
+        output: StepOutput,
+        reason: str = "a trial of the graph did not give what the eager step gave",
+    ) -> None:
+        super().__init__(reason)
         self.output = output
 
 

@@ -20,10 +20,10 @@ from hotloop.fitting.graph.build import build_engine
 from hotloop.fitting.graph.compare import ComparedError, compare
 from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
 from hotloop.fitting.graph.engine import Engine
+from hotloop.fitting.graph.forms import as_plain, form_of, has_form, is_flat, is_plain
 from hotloop.fitting.graph.prover import Prover
 from hotloop.fitting.graph.pure_step import LossModule
-from hotloop.fitting.graph.supported import check_supported
-from hotloop.fitting.graph.updates import make_updates
+from hotloop.fitting.graph.supported import Hooks, check_supported
 from hotloop.fitting.graph.worth import Worth
 
 _MAX_BUILDS = 3
@@ -92,11 +92,20 @@ class GraphedStep:
         self._goes_on = False  # with a run whose steps were the graph's
         self._steps_first = True  # an eager step is due before a graph is built
         self._changes_batch = False
+        self._begins = False  # an epoch whose first step was not looked at yet
+        self._eager_form: tuple[Any, ...] | None = None  # of the last eager step
+        self._saved_form: list[Any] | None = None  # of the graph that it goes on with
+        self._hooks = Hooks(net, loss_fn)
+        self._check_labels: Callable[[torch.Tensor | None], None] = _check_nothing
         self._places = BatchPlaces()
         self._worth = Worth(accelerator.device, settings.num_steps)
 
     def run(
-        self, batch: Any, eager: Callable[[Any], StepOutput], step_scheduler: Callable[[], None]
+        self,
+        batch: Any,
+        eager: Callable[[Any], StepOutput],
+        step_scheduler: Callable[[], None],
+        check_labels: Callable[[torch.Tensor | None], None] | None = None,
     ) -> StepOutput:
         """Run one step.
 
@@ -104,17 +113,19 @@ class GraphedStep:
             batch: on the device.
             eager: runs the step eagerly, scheduler included; its loss may be a number.
             step_scheduler: called after a step that was not eager.
+            check_labels: called before one, with predictions like those that it will give.
         """
         self._num_steps += 1
         self.replayed = False
         if self.reason is not None:
             return eager(batch)
-        leaves = batch if _is_flat(batch) else pytree.tree_leaves(batch)
+        leaves = batch if is_flat(batch) else pytree.tree_leaves(batch)
         if self._engine is None:
             self._places.note(leaves)
             if self._steps_first or not self.settings.is_settled():
                 self._steps_first = False
                 return self._run_eagerly(batch, leaves, eager)
+        self._check_labels = check_labels or _check_nothing
         output = None
         try:
             if self._engine is None and not self._is_due():
@@ -131,7 +142,9 @@ class GraphedStep:
             self._drop_engine()
             self._places.give_up(len(leaves))
         # outside the handlers, whose tracebacks hold on to a failed step's autograd graph
-        return self._run_eagerly(batch, leaves, eager) if output is None else output
+        if output is not None:
+            return output
+        return self._run_eagerly(batch, leaves, eager) if self.reason is None else eager(batch)
 
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""
@@ -143,13 +156,15 @@ class GraphedStep:
             "num_steps": self._num_steps,
             "reason": self.reason,
             "built": self._engine is not None or self._goes_on,
+            "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with another process's run: the steps that were the graph's there are it here."""
         self._num_steps, self.reason = state["num_steps"], state["reason"]
-        self._goes_on = state["built"]
-        self._steps_first = not self._num_steps
+        self._goes_on, self._saved_form = state["built"], state.get("form")
+        # on CUDA an eager step is as good as the graph's, and tells what it needs to know
+        self._steps_first = not self._num_steps or self.accelerator.device.type != "cpu"
 
     def start_epoch(self, net: nn.Module, loss_fn: Any, optimizer: Any) -> None:
         """Look again, before the next step, whether what was proven still holds.
@@ -159,7 +174,7 @@ class GraphedStep:
             loss_fn: likewise.
             optimizer: likewise.
         """
-        self._checked = False
+        self._checked, self._begins = False, True
         same = self.net is net and self.loss_fn is loss_fn and self.optimizer is optimizer
         if not same:
             self._drop_engine()
@@ -183,26 +198,53 @@ class GraphedStep:
         eager: Callable[[Any], StepOutput],
         step_scheduler: Callable[[], None],
     ) -> StepOutput:
-        if self._engine is not None and not _has_form(leaves, self._form):
+        started = time.perf_counter()
+        if self._engine is not None and not has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
                 raise DeclinedError("its batches differ in shape")
             self.finish()
             return eager(batch)
-        self._num_other_forms = 0
         if self._engine is None:
+            if not self._is_usual(leaves):
+                return self._run_eagerly(batch, leaves, eager)
             self._form = form_of(leaves)
+            self._check_labels(self.preds_like)
             return self._build(batch, leaves, eager, step_scheduler)
+        self._num_other_forms = 0
         if not self._checked and not self._still_holds(leaves):
             self._drop_engine()
             self._steps_first = False  # this is that step: new parameters get their state
             return self._run_eagerly(batch, leaves, eager)
-        return self._replay(leaves, step_scheduler)
+        self._check_labels(self.preds_like)
+        return self._replay(leaves, step_scheduler, started)
+
+    def _is_usual(self, leaves: Sequence[Any]) -> bool:
+        """Tell whether a batch has the form that a graph is to be made for.
+
+        That is the form of the eager step before, so that no graph is made for a short last batch;
+        in a run that goes on, the form that there was one for.
+
+        Raises:
+            DeclinedError: no two batches in a row are alike, or they are not of plain tensors.
+        """
+        if any(isinstance(leaf, torch.Tensor) and not is_plain(leaf) for leaf in leaves):
+            raise DeclinedError("its batches hold tensors that are not plain ones")
+        form = form_of(leaves)
+        if self._goes_on and self._saved_form is not None:
+            return as_plain(form) == self._saved_form
+        usual = form == self._eager_form
+        self._num_other_forms = 0 if usual else self._num_other_forms + 1
+        if self._num_other_forms > _MAX_EAGER_FORMS:
+            raise DeclinedError("its batches differ in shape")
+        return usual
 
     def _run_eagerly(
         self, batch: Any, leaves: Sequence[Any], eager: Callable[[Any], StepOutput]
     ) -> StepOutput:
         """Run an eager step, and note what a graph has to know of it."""
+        if all(not isinstance(leaf, torch.Tensor) or is_plain(leaf) for leaf in leaves):
+            self._eager_form = form_of(leaves)
         before = versions_of(leaves)
         output = eager(batch)
         self._changes_batch |= versions_of(leaves) != before
@@ -215,14 +257,16 @@ class GraphedStep:
             self.preds_like = torch.empty_like(preds, device="meta", requires_grad=False)
 
     def _replay(
-        self, leaves: Sequence[torch.Tensor], step_scheduler: Callable[[], None]
+        self,
+        leaves: Sequence[torch.Tensor],
+        step_scheduler: Callable[[], None],
+        started: float,
     ) -> StepOutput:
         if self._engine is None:
             raise DeclinedError("it was not built")
         if not self._running:
             self._engine.start()
             self._running = True
-        started = time.perf_counter()
         loss, preds = self._engine.step(leaves)
         self.num_replayed += 1
         self.replayed = True
@@ -243,9 +287,11 @@ class GraphedStep:
             DeclinedError: something was added since that no graph serves.
         """
         self._checked = not self.settings.check_every_step()
-        check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
-        if self.settings.trains:
-            make_updates(self.optimizer)
+        if self._begins:
+            self._begins = False
+            check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+        elif self.settings.trains:
+            self._hooks.check(self.optimizer)
         with self.accelerator.autocast():
             engine = self._engine
             return engine is not None and engine.is_current() and self._prover.still_holds(leaves)
@@ -272,6 +318,7 @@ class GraphedStep:
             raise DeclinedError("net, optimizer or batches keep changing")
         started = time.perf_counter()
         engine = self._make_engine(batch, leaves)
+        self._hooks = Hooks(self.net, self.loss_fn)
         output = None
         device = self.accelerator.device
         if not self._goes_on or device.type != "cpu":
@@ -280,13 +327,13 @@ class GraphedStep:
             run = functools.partial(self._run_eagerly, leaves=leaves, eager=eager)
             output = compare(engine, leaves, batch, run, device)
             if self._changes_batch:
-                raise ComparedError(output)
+                raise ComparedError(output, "net or loss change the batch in place")
         self._goes_on = False
         self._engine, self._checked = engine, not self.settings.check_every_step()
         seconds = time.perf_counter() - started
         if self._num_builds == 1:
             self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
-        return self._replay(leaves, step_scheduler) if output is None else output
+        return self._replay(leaves, step_scheduler, started) if output is None else output
 
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
@@ -337,27 +384,5 @@ class GraphedStep:
         return self._worth.is_known(self._num_steps)
 
 
-def _is_flat(batch: Any) -> bool:
-    return type(batch) is list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
-
-
-def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what a graph is specialised on: shapes, strides, dtypes and devices."""
-    return tuple(
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-        if isinstance(leaf, torch.Tensor)
-        else type(leaf)
-        for leaf in leaves
-    )
-
-
-def _has_form(leaves: Sequence[Any], form: tuple[Any, ...]) -> bool:
-    """Tell whether ``form_of(leaves) == form``, quickly."""
-    if len(leaves) != len(form):
-        return False
-    for leaf, expected in zip(leaves, form, strict=True):
-        if not isinstance(leaf, torch.Tensor) or leaf.shape != expected[0]:
-            return False
-        if leaf.dtype != expected[2] or leaf.stride() != expected[1] or leaf.device != expected[3]:
-            return False
-    return True
+def _check_nothing(preds: torch.Tensor | None) -> None:
+    del preds

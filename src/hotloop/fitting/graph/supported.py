@@ -10,6 +10,8 @@ from torch import nn
 from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.updates import check_updatable
+from hotloop.fitting.optimizers import steps_plainly
 
 
 def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, optimizer: Any) -> None:
@@ -30,8 +32,11 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
         raise DeclinedError("the net is compiled already")
     if optimizer is None:
         return
+    check_updatable(optimizer)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    left = sum(p.requires_grad and id(p) not in held for p in net.parameters())
+    own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
+    others = [p for p in [*net.parameters(), *own] if id(p) not in held]
+    left = sum(p.requires_grad and p.grad is not None for p in others)
     if left:
         raise DeclinedError(
             f"the optimizer does not hold {left} parameters that gather gradients; "
@@ -41,11 +46,33 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
         raise DeclinedError("gradients are accumulated over several batches")
     if accelerator.scaler is not None:
         raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
-    modules = list(net.modules())
-    modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
-    for module in modules:
-        if module._backward_hooks or module._backward_pre_hooks:
-            raise DeclinedError(f"{type(module).__name__} has backward hooks")
-    for parameter in (p for module in modules for p in module.parameters(recurse=False)):
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise DeclinedError("a parameter has gradient hooks")
+    Hooks(net, loss_fn).check(optimizer)
+
+
+class Hooks:
+    """Looks for hooks that a graph would not call, on the modules and parameters of a step.
+
+    Args:
+        net: of the step.
+        loss_fn: as ``KerasModel`` has it.
+    """
+
+    def __init__(self, net: nn.Module, loss_fn: Any) -> None:
+        self._modules = list(net.modules())
+        self._modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
+        self._parameters = [p for m in self._modules for p in m.parameters(recurse=False)]
+
+    def check(self, optimizer: Any) -> None:
+        """Refuse them, and those of the optimizer.
+
+        Raises:
+            DeclinedError: says which.
+        """
+        if not steps_plainly(optimizer):
+            raise DeclinedError("the optimizer has step hooks, or its step was replaced")
+        for module in self._modules:
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise DeclinedError(f"{type(module).__name__} has backward hooks")
+        for parameter in self._parameters:
+            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+                raise DeclinedError("a parameter has gradient hooks")

@@ -132,10 +132,20 @@ def make_updates(optimizer: Any) -> list[Update]:
     """Return an update for each parameter group.
 
     Raises:
+        DeclinedError: see ``check_updatable``.
+    """
+    check_updatable(optimizer)
+    kind = _UPDATES[type(optimizer)]
+    return [kind(optimizer, group) for group in optimizer.param_groups]
+
+
+def check_updatable(optimizer: Any) -> None:
+    """Refuse optimizers whose step is not known here.
+
+    Raises:
         DeclinedError: another optimizer, or one with hooks or tensors as hyperparameters.
     """
-    kind = _UPDATES.get(type(optimizer))
-    if kind is None:
+    if type(optimizer) not in _UPDATES:
         raise DeclinedError(f"{type(optimizer).__name__} is not among Adam, AdamW and SGD")
     if not steps_plainly(optimizer):
         raise DeclinedError("the optimizer has step hooks, or its step was replaced")
@@ -146,7 +156,6 @@ def make_updates(optimizer: Any) -> list[Update]:
             raise DeclinedError("the optimizer's learning rate is a tensor")
         if isinstance(group.get("betas", (0.0,))[0], torch.Tensor):
             raise DeclinedError("the optimizer's betas are tensors")
-    return [kind(optimizer, group) for group in optimizer.param_groups]
 
 
 def check_clipping(

@@ -92,7 +92,7 @@ def test_data_that_fit_holds_in_memory_is_spread_over_the_epochs():
 
 def test_a_slow_metric_and_a_slow_callback():
     model = planted.make_model(metrics={"slow": planted.SlowMetric()})
-    found = model.diagnose(planted.make_loader(), seconds=4, **SETTINGS)
+    found = model.diagnose(planted.make_loader(), seconds=12, **SETTINGS)
     assert found.bottleneck == "metrics"
     change = argument_of(found, "metrics")
     assert change.how == "measured"  # steps without metrics were run
@@ -106,7 +106,7 @@ def test_a_slow_metric_and_a_slow_callback():
 
 def test_tiny_batches_and_arithmetic():
     model = planted.make_model()
-    found = model.diagnose(planted.make_loader(batch_size=2), seconds=3, **SETTINGS)
+    found = model.diagnose(planted.make_loader(batch_size=2), seconds=10, **SETTINGS)
     assert found.bottleneck == "compute: small batches"
     change = argument_of(found, "batch_size")
     assert (change.numbers, change.how) == ("changed", "measured")

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from hotloop.fitting.device_rate import DeviceRate
+from hotloop.fitting.fused_kernels import ADAM_KERNELS, adam_kernel, update_adam, update_sgd
 from hotloop.fitting.optimizers import steps_plainly
-
-_ADAMS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
 
 
 class DirectStep:
@@ -27,7 +26,7 @@ class DirectStep:
         self.optimizer = optimizer
         self._groups: list[_Group] = []
         self._is_sgd = type(optimizer) is torch.optim.SGD
-        self._supported = type(optimizer) in _ADAMS or self._is_sgd
+        self._supported = type(optimizer) in ADAM_KERNELS or self._is_sgd
 
     def step(self) -> None:
         """Do what ``optimizer.step()`` does."""
@@ -80,7 +79,7 @@ class DirectStep:
 
 def part_counts(optimizer: Any) -> None:
     """Give each parameter a count of steps of its own again, where ``DirectStep`` joined them."""
-    if type(optimizer) not in _ADAMS:
+    if type(optimizer) not in ADAM_KERNELS:
         return
     for state in optimizer.state.values():
         step = state.get("step")
@@ -139,7 +138,7 @@ class _Group:
 class _AdamGroup(_Group):
     def __init__(self, optimizer: Any, group: dict[str, Any]) -> None:
         super().__init__(optimizer, group)
-        self._kernel = getattr(torch, _ADAMS[type(optimizer)])
+        self._kernel = adam_kernel(optimizer, group)
         names = ("exp_avg", "exp_avg_sq", "step")
         largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
         self._amsgrad = bool(group["amsgrad"])
@@ -149,9 +148,6 @@ class _AdamGroup(_Group):
             and all(name in state for state in self.states for name in (*names, *largest))
         )
         if self.uniform:
-            # a decoupled weight decay may be switched on in torch.optim.Adam too
-            if group.get("decoupled_weight_decay"):
-                self._kernel = torch._fused_adamw_
             self._averages, self._squares, self._steps = (
                 [state[name] for state in self.states] for name in names
             )
@@ -178,25 +174,20 @@ class _AdamGroup(_Group):
         return None if bool(group["amsgrad"]) != self._amsgrad else super().gradients(group)
 
     def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
-        beta1, beta2 = group["betas"]
         if self._counts is None:
             torch._foreach_add_(self._steps, 1)
         else:
             self._counts.add_(1)
-        self._kernel(
+        update_adam(
+            self._kernel,
+            group,
+            self.rate(group),
             self.params,
             grads,
             self._averages,
             self._squares,
             self._largest,
             self._steps,
-            lr=self.rate(group),
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=self._amsgrad,
-            maximize=group["maximize"],
         )
 
 
@@ -213,15 +204,4 @@ class _SgdGroup(_Group):
         return super().gradients(group)
 
     def update(self, group: dict[str, Any], grads: list[torch.Tensor]) -> None:
-        torch._fused_sgd_(
-            self.params,
-            grads,
-            self._buffers if group["momentum"] else [],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            lr=self.rate(group),
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            is_first_step=False,
-        )
+        update_sgd(group, self.rate(group), self.params, grads, self._buffers)

@@ -123,7 +123,7 @@ class EpochRunner:
             if not getattr(step_runner, "left_out", False):
                 replayed = own_graph is not None and own_graph.replayed
                 for name, value in losses.items():
-                    if replayed:
+                    if replayed:  # by a runner of hotloop's own; logs of others take two arguments
                         self.log(name).append(value, num_samples, stays=True)
                     else:
                         self.log(name).append(value, num_samples)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.engine import Engine
-from hotloop.fitting.graph.pure_step import cloned
+from hotloop.fitting.graph.undo import random_state, undone
 
 
 def compare(
@@ -44,7 +44,7 @@ def compare(
         sources += origins or [None] * len(engine.state())
         triples = zip(expected, found, sources, strict=True)
         same = all(_agree(*triple, exact=engine.exact) for triple in triples)
-        now = _random_state(device)
+        now = random_state(device)
         same = same and all(torch.equal(a, b) for a, b in zip(random_engine, now, strict=True))
     except Exception as error:
         raise ComparedError(output) from error
@@ -62,19 +62,14 @@ def _try_engine(
         Results and state after it, on the host; the random states after it; and the state before,
         where a comparison needs that.
     """
-    before = cloned(engine.state())
-    random_before = _random_state(device)
-    try:
+    with undone(engine.state, device) as before:
         engine.start()
         results = engine.step(leaves)
         engine.finish()
         found = _on_host([*_tensors(results), *engine.state()])
-        random_engine = _random_state(device)
-    finally:
-        for tensor, value in zip(engine.state(), before, strict=True):
-            tensor.copy_(value)
-        _set_random_state(device, random_before)
-    return found, random_engine, None if engine.exact else _on_host(before)
+        random_engine = random_state(device)
+        origins = None if engine.exact else _on_host(before)
+    return found, random_engine, origins
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
@@ -113,16 +108,3 @@ def _agree(
     off = torch.linalg.vector_norm((expected - found).double())
     noise = 1e-5 * torch.linalg.vector_norm(expected.double())
     return bool(off <= 0.05 * moved + noise + 1e-6)
-
-
-def _random_state(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-def _set_random_state(device: torch.device, states: list[torch.Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

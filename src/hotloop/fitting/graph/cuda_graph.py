@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from hotloop.fitting.device_rate import DeviceRate
+from hotloop.fitting.fused_kernels import adam_kernel, update_adam, update_sgd
 from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.replay import ReplayEngine
-from hotloop.fitting.graph.updates import check_clipping, make_updates
+from hotloop.fitting.graph.updates import check_clipping, check_updatable
 
-_ADAM_KERNELS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
 _BAKED = (
     "betas", "eps", "weight_decay", "momentum", "dampening", "amsgrad", "maximize", "nesterov",
     "decoupled_weight_decay",
 )  # fmt: skip
+_AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
 class CudaGraphEngine(ReplayEngine):
@@ -41,7 +42,7 @@ class CudaGraphEngine(ReplayEngine):
     ) -> None:
         self.optimizer = graphed.optimizer
         self.clip_grad_norm = graphed.settings.clip_grad_norm
-        make_updates(self.optimizer)  # refuses what it cannot be
+        check_updatable(self.optimizer)
         self._groups = [_GroupStep(self.optimizer, group) for group in self.optimizer.param_groups]
         held = [group.params for group in self._groups]
         check_clipping(self.clip_grad_norm, graphed.module.net, held)
@@ -140,10 +141,7 @@ class _GroupStep:
         device = self.params[0].device if self.params else torch.device("cpu")
         self.rate = DeviceRate(device)
         self.refresh()
-        kernel = "_fused_sgd_" if self.is_sgd else _ADAM_KERNELS[type(optimizer)]
-        if group.get("decoupled_weight_decay"):
-            kernel = "_fused_adamw_"
-        self._kernel = getattr(torch, kernel)
+        self._kernel = None if self.is_sgd else adam_kernel(optimizer, group)
 
     def refresh(self) -> None:
         """Write the learning rate where it has changed.
@@ -162,38 +160,16 @@ class _GroupStep:
             return
         params, found = [p for p, _ in pairs], [g for _, g in pairs]
         states = [self.optimizer.state[p] for p in params]
-        group = self.group
-        if self.is_sgd:
-            self._kernel(
-                params,
-                found,
-                [state["momentum_buffer"] for state in states] if group["momentum"] else [],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                lr=self.rate.tensor,
-                dampening=group["dampening"],
-                nesterov=group["nesterov"],
-                maximize=group["maximize"],
-                is_first_step=False,
-            )
+        group, rate = self.group, self.rate.tensor
+        if self._kernel is None:
+            buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
+            update_sgd(group, rate, params, found, buffers)
             return
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
-        self._kernel(
-            params,
-            found,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
-            steps,
-            lr=self.rate.tensor,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=group["amsgrad"],
-            maximize=group["maximize"],
-        )
+        averages, squares = ([state[name] for state in states] for name in _AVERAGES)
+        largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
+        update_adam(self._kernel, group, rate, params, found, averages, squares, largest, steps)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the state of all parameters."""
@@ -221,4 +197,4 @@ class _GroupStep:
         if self.is_sgd:
             return ("momentum_buffer",) if self.group["momentum"] else ()
         largest = ("max_exp_avg_sq",) if self.group.get("amsgrad") else ()
-        return ("step", "exp_avg", "exp_avg_sq", *largest)
+        return ("step", *_AVERAGES, *largest)

@@ -95,7 +95,7 @@ class GraphedStep:
         self._begins = False  # an epoch whose first step was not looked at yet
         self._eager_form: tuple[Any, ...] | None = None  # of the last eager step
         self._saved_form: list[Any] | None = None  # of the graph that it goes on with
-        self._hooks = Hooks(net, loss_fn)
+        self._hooks: Any = None
         self._check_labels: Callable[[torch.Tensor | None], None] = _check_nothing
         self._places = BatchPlaces()
         self._worth = Worth(accelerator.device, settings.num_steps)
@@ -380,7 +380,8 @@ class GraphedStep:
         """
         if self.settings.mode != "auto" or self._goes_on:
             return True
-        check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+        if not self._worth.has_begun:  # else it was looked at, and is once more when one is built
+            check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
         return self._worth.is_known(self._num_steps)
 
 

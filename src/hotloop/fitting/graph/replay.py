@@ -9,7 +9,7 @@ Python code runs at capture only: ``prover`` has shown that it does nothing else
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,6 +25,7 @@ from hotloop.fitting.graph.capture import (
 from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import cloned, detached
+from hotloop.fitting.graph.undo import undone
 
 _WARM_UP_STEPS = 3  # cuBLAS, cuDNN and the allocator settle; undone afterwards
 _MORE_NOISE = 4.0  # of one pair of runs than of another
@@ -188,21 +189,11 @@ class ReplayEngine:
             return [tensor.clone() for tensor in [*found, *self.state()]]
 
     @contextlib.contextmanager
-    def _undone(self) -> Any:
-        before = [tensor.clone() for tensor in self.state()]
-        device = self._leaves[0].device
-        host_random = torch.get_rng_state()
-        random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        try:
+    def _undone(self) -> Iterator[None]:
+        with undone(self.state, self._leaves[0].device):
             yield
-        finally:
-            for tensor, value in zip(self.state(), before, strict=True):
-                tensor.copy_(value)
-            if self._ring is not None:
-                self._ring.rewind()
-            torch.set_rng_state(host_random)
-            if random is not None:
-                torch.cuda.set_rng_state(random, device)
+        if self._ring is not None:
+            self._ring.rewind()
 
     def _describe(self) -> tuple[Any, ...]:
         return (

@@ -34,6 +34,11 @@ class Worth:
         self._on_host: list[float] = []  # of eager steps, until the device had all its work
         self._graph: list[float] = []
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step was timed."""
+        return bool(self._eager)
+
     def time_eager(self, run: Callable[[], Any]) -> Any:
         """Run an eager step, and return what it returns."""
         started = time.perf_counter()

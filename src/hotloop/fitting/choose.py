@@ -22,6 +22,7 @@ from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
 from hotloop.fitting.step import StepRunner
 from hotloop.fitting.threads import ThreadTrial
 from hotloop.fitting.trainable import Trainable, is_users_own
+from hotloop.fitting.unread_edges import UnreadEdges
 from hotloop.metrics.accumulate import MAX_HELD_LOSSES, check_metrics
 from hotloop.metrics.batched import MAX_HELD_BATCHES, BatchedUpdates
 
@@ -34,6 +35,7 @@ class Speedups:
     Attributes:
         layout: images and convolutions channels-last; None leaves their memory alone.
         narrow_inputs: full batches of few columns column by column; None leaves them alone.
+        unread_edges: what no result depends on is not computed; None computes it.
         fused: one kernel for all parameters; None for the optimizer's own way.
         join_metrics: metrics may see several batches joined.
         threads: a trial of the number of CPU threads; None for none.
@@ -46,6 +48,7 @@ class Speedups:
         self.settings, self.device = settings, device
         self.layout: ChannelsLast | None = None
         self.narrow_inputs: NarrowInputs | None = None
+        self.unread_edges: UnreadEdges | None = None
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
         self.threads: ThreadTrial | None = None
@@ -72,6 +75,8 @@ class Speedups:
         self._model, self._optimizer = model, model.optimizer
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
+        edges = UnreadEdges(model.net)
+        self.unread_edges = edges if edges.applies else None
         layout = ChannelsLast(model.net, model.optimizer)
         if compute is None and model.StepRunner.forward is StepRunner.forward:
             self.layout = layout if layout.applies else None
@@ -89,6 +94,8 @@ class Speedups:
         """Begin: what is not decided by the first batches is done now."""
         if self.fused is not None:
             self.fused.apply()
+        if self.unread_edges is not None:
+            self.unread_edges.apply()
         if self.host_memory is not None:
             self.host_memory.apply()
         self._float32_mode.apply()
@@ -100,6 +107,8 @@ class Speedups:
                 graph.close()
         if self.layout is not None:
             self.layout.undo()
+        if self.unread_edges is not None:
+            self.unread_edges.undo()
         if self.fused is not None:
             self.fused.undo()
         for optimizer in self._optimizers():

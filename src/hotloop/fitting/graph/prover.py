@@ -18,6 +18,9 @@ from torch import nn
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 
 _KNOWN_NAMESPACES = ("aten", "prims", "prim")
+# a GRU of 32 steps became 1,900 operations and took 16 to 40 s to compile, on two cores
+_MAX_UNROLLED_STEPS = 64
+_RECURRENT = (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)
 
 
 class Prover:
@@ -67,7 +70,9 @@ class Prover:
     def _evaluate(self, leaves: Sequence[torch.Tensor]) -> None:
         # its guards leave hooks out, unless told otherwise
         with torch._dynamo.config.patch(
-            side_effect_replay_policy="error", skip_nnmodule_hook_guards=False
+            side_effect_replay_policy="error",
+            skip_nnmodule_hook_guards=False,
+            allow_rnn=self._device.type == "cpu",  # on CUDA it was not tried yet
         ):
             self._forward(*leaves)
 
@@ -77,7 +82,7 @@ class Prover:
         """Take note of a trace, and return a function that computes nothing."""
         del inputs
         self._num_traces += 1
-        self._foreign = _find_foreign_operation(graph, self._device)
+        self._foreign = _find_foreign_operation(graph, self._device) or _find_unrolled(graph)
         outputs = [_placeholder_of(node) for node in _outputs(graph)]
 
         def check_inputs(*args: Any) -> list[Any]:
@@ -127,6 +132,27 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
         value = node.meta.get("example_value")
         if isinstance(value, torch.Tensor) and value.device.type != device.type:
             return f"forward computes on the {value.device.type} as well"
+    return None
+
+
+def _find_unrolled(graph: torch.fx.GraphModule) -> str | None:
+    """Tell of a recurrent layer that would become too many operations, step by step."""
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or node.target not in _RECURRENT:
+            continue
+        _, state, _, _, num_layers, _, _, bidirectional, batch_first = node.args
+        inputs = node.args[0].meta["example_value"]
+        if node.target is torch.lstm and inputs.dtype != torch.float64:
+            hidden, cell = (part.meta["example_value"] for part in state)
+            if hidden.shape == cell.shape:
+                continue  # no projections: one operation a layer
+        length = inputs.shape[1 if batch_first else 0]
+        num_steps = length * num_layers * (2 if bidirectional else 1)
+        if num_steps > _MAX_UNROLLED_STEPS:
+            return (
+                f"its recurrent layers make {num_steps} steps, and no graph is compiled of more "
+                f"than {_MAX_UNROLLED_STEPS}"
+            )
     return None
 
 

@@ -1,0 +1,169 @@
+"""``compile=True`` on a CPU serves the nets that people write, with the eager step's numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from hotloop import KerasModel
+from hotloop.fitting.graph.compare import _States
+from hotloop.fitting.graph.inductor import compile_step
+
+ONE_GRAPH = "compile: the training step is one graph"
+
+
+class Attention(nn.Module):
+    """Draws for attention weights, a transposed result, and two more results."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.head(self.layers(images.flatten(2)[:, :, :8]).mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.rows = kind(8, 6, batch_first=True, **options)
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, images):
+        return self.head(self.rows(images[:, 0])[0][:, -1])
+
+
+def block(*layers):
+    return [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), *layers]
+
+
+NETS = {
+    # the bias before batch normalisation has no gradient but rounding
+    "bias before batchnorm": lambda: nn.Sequential(
+        *block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    ),
+    "dropout of pooled images, twice": lambda: nn.Sequential(
+        *block(nn.MaxPool2d(2), nn.Dropout(0.3), nn.Conv2d(8, 8, 3), nn.Dropout(0.3)),
+        nn.Flatten(), nn.Linear(32, 16), nn.Dropout(0.5), nn.Linear(16, 2),
+    ),
+    "overlapping pools": lambda: nn.Sequential(
+        *block(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)), nn.Flatten(), nn.Linear(32, 2)
+    ),
+    "attention with dropout": Attention,
+    "lstm": lambda: Recurrent(nn.LSTM, num_layers=2, dropout=0.2),
+    "lstm, both ways": lambda: Recurrent(nn.LSTM, bidirectional=True),
+    "gru": lambda: Recurrent(nn.GRU),
+    "rnn": lambda: Recurrent(nn.RNN),
+}  # fmt: skip
+
+
+def train(make_net, compile_it, dtype):
+    """Return losses by epoch, and the net."""
+    torch.manual_seed(0)
+    images, labels = torch.randn(96, 3, 8, 8, dtype=dtype), torch.randint(0, 2, (96,))
+    net = make_net().to(dtype)
+    net(images[:2])  # gives lazy layers their shape
+    loader = DataLoader(TensorDataset(images, labels), 16, shuffle=True)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters(), 1e-3))
+    history = model.fit(loader, loader, epochs=3, cpu=True, plot=False, compile=compile_it)
+    return torch.tensor(history[["train_loss", "val_loss"]].to_numpy()), torch.get_rng_state()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", NETS)
+def test_a_compiled_net_learns_what_the_eager_one_learns(name, dtype, capsys):
+    compiled, random_state = train(NETS[name], True, dtype)
+    assert ONE_GRAPH in capsys.readouterr().out
+    eager, random_state_eager = train(NETS[name], False, dtype)
+    precise = dtype == torch.float64
+    tolerance = {"rtol": 1e-6, "atol": 1e-7} if precise else {"rtol": 2e-3, "atol": 2e-3}
+    torch.testing.assert_close(compiled, eager, **tolerance)
+    assert torch.equal(random_state, random_state_eager)
+
+
+def test_long_recurrences_stay_eager(capsys):
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, images):
+            return self.head(self.steps(images.reshape(-1, 96, 2))[0][:, -1])
+
+    train(Long, True, torch.float32)
+    said = capsys.readouterr().out
+    assert "its recurrent layers make 96 steps, and no graph is compiled of more than 64" in said
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+}
+
+
+# Inductor imports torch.jit's old classes; fits leave its warnings out
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_draws_in_the_order_of_memory(layout):
+    images = LAYOUTS[layout](torch.rand(4, 6, 5, 3) + 1)
+
+    def step(images):
+        first = functional.dropout(images, 0.5)
+        return first, functional.dropout2d(first, 0.5), functional.dropout(images, 0.3)
+
+    call, _ = compile_step(step, [images])
+    torch.manual_seed(0)
+    expected = step(images)
+    torch.manual_seed(0)
+    for one, other in zip(expected, call([images]), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+def test_pooling_and_its_gradient_are_torchs_own(layout):
+    images = LAYOUTS[layout](torch.randint(0, 3, (4, 6, 9, 9)).float())  # many ties
+
+    def step(images):
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            pooled = functional.max_pool2d(images, 2) * 1.5
+            (gradient,) = torch.autograd.grad(pooled.square().sum(), [images])
+        return pooled.detach(), gradient
+
+    call, _ = compile_step(step, [images])
+    for one, other in zip(step(images), call([images]), strict=True):
+        assert torch.equal(one, other)
+
+
+def states(**found):
+    """A weight, the average of its gradients, and a bias whose gradient is next to nothing."""
+    before = {name: torch.zeros(4) for name in ("weight", "average", "bias", "bias_average")}
+    expected = {
+        "weight": torch.full((4,), 0.01),
+        "average": torch.full((4,), 0.1),
+        "bias": torch.tensor([0.01, -0.01, 0.01, 0.01]),
+        "bias_average": torch.tensor([1e-6, -1e-6, 1e-6, 1e-6]),
+    }
+    other = expected | found
+    return _States(*(list(tensors.values()) for tensors in (before, expected, other)))
+
+
+def test_a_gradient_that_is_rounding_may_go_another_way():
+    moments = {0: 1, 2: 3}
+    assert states().agree(moments, 1e-3)
+    turned = {"bias": torch.full((4,), -0.01), "bias_average": torch.full((4,), -1e-6)}
+    assert states(**turned).agree(moments, 1e-3)
+    assert not states(**turned).agree({0: 1}, 1e-3)  # not Adam's
+    assert not states(**turned).agree(moments, 1e-6)  # more than rounding
+    assert not states(bias=torch.full((4,), 0.1)).agree(moments, 1e-3)  # too long a step
+    assert not states(weight=torch.full((4,), -0.01), average=torch.full((4,), 0.05)).agree(
+        moments, 1e-3
+    )
+    assert not states(weight=torch.full((4,), float("nan"))).agree(moments, 1e-3)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.fitting.draws import DrawsOutOfOrder
+
 _MIN_ROWS = 20_000
 _MAX_COLUMNS = 32
 _MAX_OUTPUTS = 8
@@ -131,12 +133,14 @@ class NarrowInputs:
         try:
             net = copy.deepcopy(self.net).train()
             parts = [held[i].columns if i in held else part for i, part in enumerate(batch)]
-            with torch.random.fork_rng(devices=[]):
+            draws = DrawsOutOfOrder(dim=2)
+            with torch.random.fork_rng(devices=[]), draws:
                 run(net, type(batch)(parts)).backward()  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
             self._given_up = True
         else:
-            self._held = held
+            self._given_up = draws.found
+            self._held = {} if draws.found else held
 
     def _from_copies(self, batch: Any) -> Any:
         """Return the batch with its narrow inputs replaced, or as it is where it has changed."""

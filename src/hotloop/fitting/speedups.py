@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.fitting.draws import DrawsOutOfOrder, draw_as_before, draw_in_order
+
 # exact types: a subclass may do anything in its own step
 FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 _FUSED_DEVICES = {
@@ -74,8 +76,8 @@ class ChannelsLast:
     """Stores images and convolution weights with the channel as the last dimension in memory.
 
     The kernels of CPUs and tensor cores run faster on that; values and shapes are the same, and
-    rounding differs. Nets that depend on the memory's order (``view`` of an activation) raise; a
-    trial on a copy of the net finds that out before training.
+    rounding differs. Nets that depend on the memory's order (``view`` of an activation) raise, and
+    some draw other random numbers; a trial on a copy of the net finds that out before training.
     """
 
     def __init__(self, net: nn.Module, optimizer: Any) -> None:
@@ -95,11 +97,13 @@ class ChannelsLast:
     def apply(self) -> None:
         """Convert weights and optimizer state."""
         self._convert(torch.channels_last)
+        draw_in_order(self.net)
 
     def undo(self) -> None:
         """Convert them back."""
         if self.applied:
             self._convert(torch.contiguous_format)
+            draw_as_before(self.net)
         self.applied = self._decided = False
 
     def state_dict(self) -> dict[str, bool]:
@@ -123,13 +127,15 @@ class ChannelsLast:
         try:
             net: Any = copy.deepcopy(self.net)
             net = net.to(memory_format=torch.channels_last).train()
+            draw_in_order(net)
+            draws = DrawsOutOfOrder(dim=4)
             devices = [] if device.type == "cpu" else [device]
             # a run that goes on may begin with a validation
-            with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            with torch.random.fork_rng(devices=devices), torch.enable_grad(), draws:
                 run(net, to_channels_last(batch)).backward()  # type: ignore[no-untyped-call]
         except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
             return False
-        return True
+        return not draws.found
 
     def _convert(self, memory_format: torch.memory_format) -> None:
         for parameter in self.net.parameters():

@@ -1,0 +1,90 @@
+"""Random numbers for tensors of another memory layout: the same ones, or that is found out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class DrawsOutOfOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Finds out whether numbers are drawn for tensors whose memory is in another order.
+
+    Random operators fill memory as it lies: in another layout an element gets another number.
+    Whatever is compiled runs eagerly inside: Dynamo would leave it uncompiled for good otherwise.
+
+    Args:
+        dim: tensors of so many dimensions are looked at.
+
+    Attributes:
+        found: whether there was one.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dim, self.found = dim, False
+        self._eager = contextlib.ExitStack()
+
+    def __enter__(self) -> DrawsOutOfOrder:
+        """Begin to look."""
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and its import takes seconds
+            self._eager.enter_context(torch.compiler.set_stance("force_eager"))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Look no longer."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._eager.close()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator and look at what it draws for."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            results = result if isinstance(result, (list, tuple)) else (result,)
+            self.found |= any(self._is_out_of_order(value) for value in (*args, *results))
+        return result
+
+    def _is_out_of_order(self, value: Any) -> bool:
+        if not isinstance(value, torch.Tensor) or value.dim() != self.dim:
+            return False
+        if value.is_contiguous():
+            return False
+        last = value.permute(0, 2, 3, 1) if self.dim == 4 else value.t()
+        return last.is_contiguous()
+
+
+class DropoutInOrder(nn.Dropout):
+    """Dropout that draws for channels-last images what it would draw for plain ones.
+
+    On a CPU that is faster too: for other layouts torch draws number by number.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the inputs, some of them zero."""
+        if not self.training or input.dim() != 4 or input.is_contiguous():
+            return super().forward(input)
+        dropped = functional.dropout(input.contiguous(), self.p)
+        return dropped.contiguous(memory_format=torch.channels_last)
+
+
+def draw_in_order(net: nn.Module) -> None:
+    """Let a net's dropout layers draw as for plain images; those that work in place cannot."""
+    for module in net.modules():
+        if type(module) is nn.Dropout and not module.inplace and "forward" not in vars(module):
+            module.__class__ = DropoutInOrder
+
+
+def draw_as_before(net: nn.Module) -> None:
+    """Make them plain again."""
+    for module in net.modules():
+        if type(module) is DropoutInOrder:
+            module.__class__ = nn.Dropout  # type: ignore[assignment]

@@ -46,13 +46,19 @@ class Measurement:
     headers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> Path:
-        """Measure A B C, A B C, ... and write the files anew after each repeat."""
+        """Measure A B C, A B C, ...; what was measured is on disk after each, whatever comes then.
+
+        Returns:
+            The JSON file's path; a table and a chart, made after each repeat, lie beside it.
+        """
         path = None
         for repeat in range(self.options.repeats):
             for variant in self.family.variants:
                 for contestant in self.options.only:
                     if contestant not in self.left_out:
                         self._measure(variant, contestant, repeat)
+                        if any(self.runs.values()):
+                            write_json(self.result(), self.options.out)
             if not any(self.runs.values()):
                 raise SystemExit(f"nobody could run {self.family.name}: {self.left_out}")
             path = write_result(self.result(), self.options.out)
@@ -170,12 +176,20 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
-def write_result(result: dict[str, Any], folder: Path) -> Path:
-    """Write JSON, CSV and chart of a result; return the JSON's path."""
+def write_json(result: dict[str, Any], folder: Path) -> Path:
+    """Write a result's JSON file; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{result['machine']['date']}-{result['job']}-{result['device']}"
     path = folder / f"{name}{'-quick' if result['quick'] else ''}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(path)  # a machine that goes away leaves one or the other
+    return path
+
+
+def write_result(result: dict[str, Any], folder: Path) -> Path:
+    """Write JSON, CSV and chart of a result; return the JSON's path."""
+    path = write_json(result, folder)
     write_csv(result["rows"], path.with_suffix(".csv"))
     draw_chart(result, path.with_suffix(".png"))
     return path

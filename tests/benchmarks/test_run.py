@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,27 @@ def test_a_quick_table_and_the_readme_made_of_it(tmp_path):
     assert "| handwritten | 1.00 |" in text
     assert "old" not in text
     assert "| hotloop | " in (tmp_path / "README.md").read_text()
+
+
+def test_a_table_that_is_cut_off_keeps_what_was_measured(tmp_path):
+    command = [
+        sys.executable, "-m", "benchmarks.run", "mlp", "--quick", "--only", "hotloop,handwritten",
+        "--repeats", "50", "--epochs", "1", "--threads", "1", "--preload", "--out", str(tmp_path),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("handwritten, 1"):  # so that the first one was written before
+                break
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    (path,) = tmp_path.glob("*-mlp-*-quick.json")
+    runs = json.loads(path.read_text())["runs"]["mlp"]
+    assert len(runs["hotloop"]) == 1
 
 
 def test_contestants_forked_off_one_process(tmp_path):

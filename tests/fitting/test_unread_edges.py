@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
 from hotloop.experiments.image_classifier import make_net
-from hotloop.fitting.unread_edges import UnreadEdges
+from hotloop.fitting.unread_edges import CropUnread, UnreadEdges, _find_chains
 
 CHAINS = {
     "pools leave a row": lambda: [
@@ -34,6 +35,12 @@ def make_chain(name):
     return nn.Sequential(*CHAINS[name](), nn.Flatten()).double()
 
 
+def crop_of(net):
+    """Return the hook of a net's one chain."""
+    [(windows, layers)] = _find_chains(net).values()
+    return CropUnread(windows, layers)
+
+
 def passes(net, images):
     """Return the output, the gradients, and the next random number."""
     torch.manual_seed(1)
@@ -49,10 +56,8 @@ def test_results_gradients_and_random_numbers_are_the_same(name, size):
     net = make_chain(name)
     images = torch.randn(3, 2, *size, dtype=torch.float64)
     plain = passes(net, images)
-    edges = UnreadEdges(net)
-    edges.apply()
-    cropped = passes(net, images)
-    edges.undo()
+    with UnreadEdges().left_out(net):
+        cropped = passes(net, images)
     for first, second in zip(plain, cropped, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
     assert not any(module._forward_pre_hooks for module in net.modules())
@@ -66,7 +71,7 @@ def test_what_is_read_is_what_has_a_gradient(name, size):
     net.eval()(images).square().sum().backward()
     touched = (images.grad != 0).any(0).any(0)
     rows, columns = touched.any(1).nonzero().max() + 1, touched.any(0).nonzero().max() + 1
-    [(_, crop)] = UnreadEdges(net)._crops
+    crop = crop_of(net)
     read = crop._read(size[0], 0), crop._read(size[1], 1)
     assert read == (rows, columns)
     kept = crop.sizes_read(*size)
@@ -74,7 +79,8 @@ def test_what_is_read_is_what_has_a_gradient(name, size):
 
 
 def test_the_main_jobs_images_lose_two_rows_and_columns():
-    [(module, crop)] = UnreadEdges(make_net())._crops
+    module = make_net()
+    crop = crop_of(module)
     assert crop.sizes_read(28, 28) == (26, 26)
     assert crop(module, (torch.zeros(5, 1, 28, 28),))[0].shape == (5, 1, 26, 26)
     assert crop(module, (torch.zeros(5, 1, 26, 26),)) is None
@@ -83,7 +89,7 @@ def test_the_main_jobs_images_lose_two_rows_and_columns():
 
 
 def test_a_small_share_is_not_worth_a_copy():
-    [(_, crop)] = UnreadEdges(nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)))._crops
+    crop = crop_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2)))
     assert crop.sizes_read(227, 227) == (227, 227)
     assert crop.sizes_read(29, 29) == (28, 28)
 
@@ -109,30 +115,30 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_layers_end_a_chain(name):
-    assert not UnreadEdges(nn.Sequential(*REFUSED[name])).applies
+    assert not _find_chains(nn.Sequential(*REFUSED[name]))
 
 
-def test_a_replaced_forward_ends_a_chain():
+@pytest.mark.parametrize(("place", "name"), [(1, "forward"), (0, "forward"), (0, "_conv_forward")])
+def test_a_replaced_forward_ends_a_chain(place, name):
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2))
-    net[1].forward = lambda images: images.sum()
-    assert not UnreadEdges(net).applies
+    setattr(net[place], name, lambda images, *_: images.sum())
+    assert not _find_chains(net)
 
 
 def test_parametrized_layers_are_left_alone():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2))
     nn.utils.parametrizations.weight_norm(net[0])
-    assert not UnreadEdges(net).applies
+    assert not _find_chains(net)
 
 
 def seen_by_hook(register):
-    """Return the sizes that a hook of the user's on the first convolution sees."""
+    """Return the sizes that a hook of the user's sees."""
     net = make_net()
-    edges = UnreadEdges(net)
-    edges.apply()
     sizes = []
     handle = register(net, sizes)
     try:
-        net(torch.rand(2, 1, 28, 28)).sum().backward()
+        with UnreadEdges().left_out(net):
+            net(torch.rand(2, 1, 28, 28)).sum().backward()
     finally:
         handle.remove()
     return sizes
@@ -161,41 +167,106 @@ def test_whoever_hooks_in_sees_everything():
     )[:1] == [28]
 
 
-def test_copies_work_alike():
-    net = make_net().eval()
-    edges = UnreadEdges(net)
-    edges.apply()
-    images = torch.rand(4, 1, 28, 28)
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        [hook] = twin._forward_pre_hooks.values()
-        assert hook.layers[0] is twin  # its own, not the first net's
-        torch.testing.assert_close(twin(images), net(images))
+def test_odd_but_valid_settings_are_left_alone_or_understood():
+    for size in ((2,), [2], np.int64(2)):
+        net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(size))
+        images = torch.rand(2, 1, 13, 13)
+        expected = net(images)
+        with UnreadEdges().left_out(net):
+            torch.testing.assert_close(net(images), expected)
+
+
+def test_the_hook_stays_the_same_one_while_the_layers_do():
+    net, edges, seen = make_net(), UnreadEdges(), []
+    for _ in range(2):
+        with edges.left_out(net):
+            seen.append(dict(net._forward_pre_hooks))
+    assert seen[0] == seen[1]
+    net[3] = nn.AvgPool2d(2)
+    with edges.left_out(net):
+        assert dict(net._forward_pre_hooks) != seen[0]
+    with pytest.raises(ZeroDivisionError), edges.left_out(net):
+        raise ZeroDivisionError
+    assert not net._forward_pre_hooks
 
 
 class CountHooks:
-    """Notes how many hooks of ours the net has while it is trained."""
+    """Notes how many hooks the net has between the stages, and what the first pooling is given."""
+
+    def __init__(self):
+        self.num_hooks = []
 
     def on_train_epoch_end(self, model):
-        self.num_hooks = len(model.net._forward_pre_hooks)
+        self.num_hooks.append(sum(len(m._forward_pre_hooks) for m in model.net.modules()))
+        copy.deepcopy(model.net)
+        pickle.dumps(model.net)
+        scripted = torch.jit.script(model.net)
+        assert scripted(torch.zeros(1, 1, 28, 28).double()).shape == (1, 10)
 
 
-@pytest.mark.parametrize("options", [{}, {"compile": True}])
-def test_fit_leaves_edges_out_unless_exact(options, images):
+class PadsInTheMiddle:
+    def on_train_epoch_end(self, model):
+        model.net[2].padding = (1, 1)
+
+
+class AnotherPool:
+    def on_train_epoch_end(self, model):
+        model.net[3] = nn.AvgPool2d(3, 1)
+
+
+class CeilMode:
+    def on_train_epoch_end(self, model):
+        model.net[3].ceil_mode = True
+
+
+class Nothing:
+    pass
+
+
+def train(images, exact, callback, **options):
+    torch.manual_seed(3)
+    net = make_net().double()
     data = TensorDataset(images[0][:200].double(), images[1][:200])
-    nets, rows = [], []
+    loader = DataLoader(data, batch_size=50, shuffle=True)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+    how = {"exact": True} if exact else options
+    history = model.fit(
+        loader, loader, epochs=3, plot=False, cpu=True, callbacks=[callback], monitor="train_loss",
+        **how,
+    )  # fmt: skip
+    assert not net._forward_pre_hooks
+    return torch.tensor(history.to_numpy()), net
+
+
+@pytest.mark.parametrize("callback", [Nothing, PadsInTheMiddle, AnotherPool, CeilMode])
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["eager", "compiled"])
+def test_fit_leaves_edges_out_and_sees_layers_change(options, callback, images, capsys):
+    expected, _ = train(images, True, callback())
+    capsys.readouterr()
+    found, _ = train(images, False, callback(), **options)
+    said = capsys.readouterr().out
+    assert ("compile: the training step is one graph" in said) == bool(options)
+    assert "runs eagerly" not in said
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_callbacks_meet_the_net_as_it_is(images):
+    callback = CountHooks()
+    train(images, False, callback)
+    assert callback.num_hooks == [0, 0, 0]
+
+
+def test_fit_computes_less_unless_exact(images, monkeypatch):
+    sizes = {}
     for exact in (True, False):
-        torch.manual_seed(3)
-        net, counter = make_net().double(), CountHooks()
-        loader = DataLoader(data, batch_size=50, shuffle=True)
-        model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
-        how = {"exact": True} if exact else options
-        history = model.fit(
-            loader, loader, epochs=2, plot=False, quiet=True, cpu=True, callbacks=[counter], **how
-        )
-        assert counter.num_hooks == (0 if exact else 1)
-        assert not net._forward_pre_hooks
-        rows.append(torch.tensor(history.to_numpy()))
-        nets.append(net)
-    torch.testing.assert_close(*rows, rtol=1e-7, atol=1e-9)
-    for first, second in zip(*(net.parameters() for net in nets), strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-8)
+        seen = sizes[exact] = set()
+
+        def conv(images, *args, seen=seen, conv=torch.nn.functional.conv2d, **options):
+            seen.add(images.shape[-1])
+            return conv(images, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "conv2d", conv)
+            train(images, exact, Nothing())
+    assert sizes == {True: {28, 13}, False: {26, 12}}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
@@ -35,7 +38,7 @@ class Speedups:
     Attributes:
         layout: images and convolutions channels-last; None leaves their memory alone.
         narrow_inputs: full batches of few columns column by column; None leaves them alone.
-        unread_edges: what no result depends on is not computed; None computes it.
+        unread_edges: what no result depends on is not computed; None computes it all.
         fused: one kernel for all parameters; None for the optimizer's own way.
         join_metrics: metrics may see several batches joined.
         threads: a trial of the number of CPU threads; None for none.
@@ -75,8 +78,8 @@ class Speedups:
         self._model, self._optimizer = model, model.optimizer
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
-        edges = UnreadEdges(model.net)
-        self.unread_edges = edges if edges.applies else None
+        if compute is None and model.StepRunner is StepRunner and model.EpochRunner is EpochRunner:
+            self.unread_edges = UnreadEdges()  # else code of the user's runs inside a stage
         layout = ChannelsLast(model.net, model.optimizer)
         if compute is None and model.StepRunner.forward is StepRunner.forward:
             self.layout = layout if layout.applies else None
@@ -94,8 +97,6 @@ class Speedups:
         """Begin: what is not decided by the first batches is done now."""
         if self.fused is not None:
             self.fused.apply()
-        if self.unread_edges is not None:
-            self.unread_edges.apply()
         if self.host_memory is not None:
             self.host_memory.apply()
         self._float32_mode.apply()
@@ -107,8 +108,6 @@ class Speedups:
                 graph.close()
         if self.layout is not None:
             self.layout.undo()
-        if self.unread_edges is not None:
-            self.unread_edges.undo()
         if self.fused is not None:
             self.fused.undo()
         for optimizer in self._optimizers():
@@ -202,6 +201,12 @@ class Speedups:
             keeps_preds=has_metrics or not standard,
             num_kept=held if standard and lets_go else 0,
         )
+
+    def leave_out_edges(self, net: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which a net computes nothing that is not read."""
+        if self.unread_edges is None:
+            return contextlib.nullcontext()
+        return self.unread_edges.left_out(net)
 
     def is_settled(self) -> bool:
         """Tell whether what a graph is made for is decided."""

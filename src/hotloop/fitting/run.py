@@ -166,10 +166,10 @@ class FitRun:
                 self._make_resident()
             if self.settings.tune == "auto":
                 self._tune()
-        self.start_speedups()
-        if self.settings.saving.on_bad_sample == "skip":
-            self._skip_bad_samples()
         try:
+            self.start_speedups()
+            if self.settings.saving.on_bad_sample == "skip":
+                self._skip_bad_samples()
             with self._kept(callbacks):
                 self._train(epochs, callbacks)
             if self.parallel is not None:
@@ -340,7 +340,8 @@ class FitRun:
             optimizer = self.model.optimizer if stage == "train" else None
             graph.start_epoch(self.model.net, self.model.loss_fn, optimizer)
         try:
-            with torch.set_grad_enabled(stage == "train"):
+            edges = self.speedups.leave_out_edges(self.model.net)
+            with torch.set_grad_enabled(stage == "train"), edges:
                 values = epoch_runner(source)
         finally:
             if graph is not None:

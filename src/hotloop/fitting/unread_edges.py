@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +66,11 @@ class CropUnread:
 
     def __init__(self, windows: list[_Window], layers: list[nn.Module]) -> None:
         self.windows, self.layers = windows, layers
+
+    def serves(self, windows: list[_Window], layers: list[nn.Module]) -> bool:
+        """Tell whether a chain is the one that this was made for."""
+        same = len(layers) == len(self.layers) and windows == self.windows
+        return same and all(a is b for a, b in zip(layers, self.layers, strict=True))
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Return the cropped inputs, or None to leave them as they are."""
@@ -128,27 +135,53 @@ class UnreadEdges:
     are known and not padded, and nobody hooks into.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self._crops: list[tuple[nn.Sequential, CropUnread]] = []
-        self._handles: list[Any] = []
-        seen: set[int] = set()
-        for module in net.modules():
-            if type(module) is nn.Sequential and id(module) not in seen:
-                windows, layers = _find_chain(module)
-                seen.update(id(layer) for layer in layers)  # a Sequential within is no other chain
-                if len(windows) > 1 and any(window.work for window in windows):
-                    self._crops.append((module, CropUnread(windows, layers)))
-        self.applies = bool(self._crops)
+    def __init__(self) -> None:
+        self._known: dict[nn.Module, tuple[int, CropUnread]] = {}
 
-    def apply(self) -> None:
-        """Begin to leave out what is not read."""
-        self._handles = [m.register_forward_pre_hook(crop) for m, crop in self._crops]
+    @contextlib.contextmanager
+    def left_out(self, net: nn.Module) -> Iterator[None]:
+        """Leave out, inside the block, what a net does not read.
 
-    def undo(self) -> None:
-        """Compute everything again."""
-        for handle in self._handles:
+        Chains are looked for each time, and no trace of it is left: code of the user's that runs
+        in between may change layers, copy the net or export it.
+        """
+        chains = _find_chains(net)
+        crops = {module: self._crop_of(module, *chain) for module, chain in chains.items()}
+        for module, (number, crop) in crops.items():
+            module._forward_pre_hooks[number] = crop
+        try:
+            yield
+        finally:
+            for module, (number, _) in crops.items():
+                module._forward_pre_hooks.pop(number, None)
+
+    def _crop_of(
+        self, module: nn.Module, windows: list[_Window], layers: list[nn.Module]
+    ) -> tuple[int, CropUnread]:
+        """Return the hook of a chain, under the number that torch gave it.
+
+        It is the same one as long as the chain is: who traced the net is told of no change.
+        """
+        known = self._known.get(module)
+        if known is None or not known[1].serves(windows, layers):
+            crop = CropUnread(windows, layers)
+            handle = module.register_forward_pre_hook(crop)
             handle.remove()
-        self._handles = []
+            known = self._known[module] = (handle.id, crop)
+        return known
+
+
+def _find_chains(net: nn.Module) -> dict[nn.Module, tuple[list[_Window], list[nn.Module]]]:
+    """Return the chains of a net that may leave something out, by what they begin."""
+    found: dict[nn.Module, tuple[list[_Window], list[nn.Module]]] = {}
+    seen: set[int] = set()
+    for module in net.modules():
+        if type(module) is nn.Sequential and id(module) not in seen:
+            windows, layers = _find_chain(module)
+            seen.update(id(layer) for layer in layers)  # a Sequential within is no other chain
+            if len(windows) > 1 and any(window.work for window in windows):
+                found[module] = (windows, layers)
+    return found
 
 
 def _find_chain(sequential: nn.Sequential) -> tuple[list[_Window], list[nn.Module]]:
@@ -161,7 +194,7 @@ def _find_chain(sequential: nn.Sequential) -> tuple[list[_Window], list[nn.Modul
 
 def _extend_chain(module: nn.Module, windows: list[_Window], layers: list[nn.Module]) -> bool:
     """Add a module to a chain; return whether all of it belongs there and the chain goes on."""
-    if "forward" in vars(module):
+    if any(name in vars(module) for name in ("forward", "_conv_forward")):  # replaced
         return False
     layers.append(module)
     if type(module) is nn.Sequential:
@@ -179,23 +212,31 @@ def _extend_chain(module: nn.Module, windows: list[_Window], layers: list[nn.Mod
 
 def _window_of(module: Any) -> _Window | None:
     """Return what a layer reads; None unless it is a known one without padding."""
+    kernel, stride = _pair(module, "kernel_size"), _pair(module, "stride")
+    dilation = _pair(module, "dilation") if hasattr(module, "dilation") else (1, 1)
+    if kernel is None or stride is None or dilation is None:
+        return None
     if type(module) is nn.Conv2d:
-        if module.padding not in ("valid", (0, 0)):
+        if module.padding != "valid" and _pair(module, "padding") != (0, 0):
             return None
-        dilation, kernel = _pair(module.dilation), _pair(module.kernel_size)
-        work = module.weight.numel()
+        channels = module.in_channels // module.groups
+        work = module.out_channels * channels * kernel[0] * kernel[1]
     elif type(module) in _POOLS:
-        if _pair(module.padding) != (0, 0) or module.ceil_mode:
+        if _pair(module, "padding") != (0, 0) or module.ceil_mode:
             return None
         if getattr(module, "return_indices", False):
             return None  # which count the columns of the whole image
-        dilation, kernel = _pair(getattr(module, "dilation", 1)), _pair(module.kernel_size)
         work = 0
     else:
         return None
     extent = (dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1)
-    return _Window(extent, _pair(module.stride), work)
+    return _Window(extent, stride, work)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(module: Any, name: str) -> tuple[int, int] | None:
+    """Return a layer's setting by dimension, of which it may have one or two; None otherwise."""
+    value = getattr(module, name, None)
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not values or len(values) > 2 or not all(type(number) is int for number in values):
+        return None
+    return values[0], values[-1]

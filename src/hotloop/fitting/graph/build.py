@@ -10,6 +10,7 @@ import torch
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.inductor import compile_step
 from hotloop.fitting.graph.pure_step import PureStep
+from hotloop.fitting.graph.rounding import find_rounding
 from hotloop.fitting.graph.updates import check_clipping, make_updates, structure
 
 
@@ -44,7 +45,7 @@ class CompiledEngine:
         ]
         check_clipping(graphed.settings.clip_grad_norm, graphed.net, groups)
         self._groups = groups
-        step = PureStep(
+        self._step = step = PureStep(
             self.module,
             self._updates,
             groups,
@@ -53,6 +54,7 @@ class CompiledEngine:
         )
         self._structure = structure(self.optimizer)
         self._requires_grad = [p.requires_grad for p in self.module.parameters()]
+        self._autocast_dtype = graphed.accelerator.precision.dtype
         for update in self._updates:
             update.refresh()
         arguments = self._arguments()
@@ -100,6 +102,12 @@ class CompiledEngine:
         counts = [state["step"] for states in self._states() for state in states if "step" in state]
         numbers = {id(update.numbers) for update in self._updates}
         return [tensor.detach() for tensor in self._fixed if id(tensor) not in numbers] + counts
+
+    def find_rounding(
+        self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Find elements of ``state()`` that rounding alone decides on, in the step after it."""
+        return find_rounding(self._step, before, leaves, self._autocast_dtype)
 
     def _arguments(self) -> list[Any]:
         # detached: the compiled function is no part of any other graph

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.undo import random_state, undone
 
-# of all gradients' norm, in float32 and in 16 bits: a sum of n numbers that cancel is off by up to
-# n roundings, and the bias of a convolution sums over all positions of all images
-_ROUNDING, _COARSE_ROUNDING = 1e-3, 1e-2
-_MORE_MOVED = 4.0  # steps made of rounding alone: the longest one beside another
+_MORE_MOVED = 16.0  # what is made of rounding alone: the longest step beside another
 
 
 def compare(
@@ -26,22 +21,18 @@ def compare(
     leaves: Sequence[torch.Tensor],
     batch: Any,
     eager: Callable[[Any], StepOutput],
-    accelerator: Accelerator,
-    optimizer: Any,
+    device: torch.device,
 ) -> StepOutput:
     """Run one batch through the engine, undo it, run it eagerly, and compare everything changed.
 
-    Bit for bit where the engine promises that; else each tensor in its 2-norm: for single elements
-    may differ freely where a gradient is nothing but rounding. Where that is so of all elements
-    (the bias of a convolution before batch normalisation), Adam makes full steps of it, which may
-    go another way. What the engine gave waits on the host, so that the eager step has the device's
-    memory.
+    Bit for bit where the engine promises that; else each tensor in its 2-norm, without the elements
+    whose gradients are shown to be nothing but rounding, should that be needed. What the engine
+    gave waits on the host, so that the eager step has the device's memory.
 
     Raises:
         ComparedError: they differ, or that cannot be told; the eager step counts.
         DeclinedError: the engine failed; nothing has changed.
     """
-    device = accelerator.device
     try:
         found, random_engine, origins = _try_engine(engine, leaves, device)
     except Exception as error:
@@ -56,11 +47,10 @@ def compare(
             num_results = len(expected) - len(origins)
             before = [torch.zeros_like(result) for result in expected[:num_results]] + origins
             states = _States(before, expected, found)
-            pairs = {
-                num_results + a: num_results + b for a, b in _moments(engine, optimizer).items()
-            }
-            rounding = _ROUNDING if accelerator.precision.dtype is None else _COARSE_ROUNDING
-            same = states.agree(pairs, rounding)
+            same = states.agree({})
+            if not same:
+                masks = engine.find_rounding(origins, leaves)
+                same = states.agree({num_results + place: mask for place, mask in masks.items()})
         now = random_state(device)
         same = same and all(torch.equal(a, b) for a, b in zip(random_engine, now, strict=True))
     except Exception as error:
@@ -113,19 +103,6 @@ class ComparedError(DeclinedError):
         self.output = output
 
 
-def _moments(engine: Engine, optimizer: Any) -> dict[int, int]:
-    """Return where in the engine's state Adam's parameters are, and the averages of gradients."""
-    if optimizer is None:
-        return {}
-    places = {t.data_ptr(): place for place, t in enumerate(engine.state()) if t.numel()}
-    averages = {p: state.get("exp_avg") for p, state in optimizer.state.items()}
-    return {
-        places[param.data_ptr()]: places[average.data_ptr()]
-        for param, average in averages.items()
-        if average is not None and param.data_ptr() in places and average.data_ptr() in places
-    }
-
-
 class _States:
     """Results and state before a step, after it, and after it in another form, place by place."""
 
@@ -135,42 +112,36 @@ class _States:
         expected: Sequence[torch.Tensor],
         found: Sequence[torch.Tensor],
     ) -> None:
-        self.before, self.expected, self.found = before, expected, found
+        self.triples = list(zip(before, expected, found, strict=True))
 
-    def agree(self, moments: dict[int, int], rounding: float) -> bool:
+    def agree(self, rounding: dict[int, torch.Tensor]) -> bool:
         """Tell whether both forms do the same.
 
         Args:
-            moments: by place of a parameter, the place of the average of its gradients.
-            rounding: how far gradients may differ, as a share of the norm of all of them.
+            rounding: bool, by place: elements that may differ, and move about as far.
         """
-        differing = [place for place in range(len(self.expected)) if not self._agrees(place)]
-        averages = set(moments.values())
-        if any(place not in moments and place not in averages for place in differing):
-            return False
-        allowed = rounding * math.hypot(*(self._moved(average) for average in averages))
-        return all(self._off(moments.get(place, place)) <= allowed for place in differing) and all(
-            _norm(self.found[place], self.before[place]) <= _MORE_MOVED * self._moved(place)
-            for place in differing
-            if place in moments
-        )
-
-    def _agrees(self, place: int) -> bool:
-        expected, found = self.expected[place], self.found[place]
-        if not expected.is_floating_point():
-            return bool(torch.equal(expected, found.to(expected.dtype)))
-        if torch.equal(expected, found):
-            return True  # infinities as well, whose differences are none
-        noise = 1e-5 * _norm(expected)
-        return self._off(place) <= 0.05 * self._moved(place) + noise + 1e-6
-
-    def _moved(self, place: int) -> float:
-        return _norm(self.expected[place], self.before[place])
-
-    def _off(self, place: int) -> float:
-        return _norm(self.expected[place], self.found[place])
+        for place, triple in enumerate(self.triples):
+            mask = rounding.get(place)
+            if mask is None or not mask.any():
+                if not _agree(*triple):
+                    return False
+            else:
+                solid = [tensor[~mask] for tensor in triple]
+                before, expected, found = (tensor[mask] for tensor in triple)
+                bound = _MORE_MOVED * _norm(expected - before) + 1e-6
+                if not (_agree(*solid) and _norm(found - before) <= bound):
+                    return False
+        return True
 
 
-def _norm(tensor: torch.Tensor, origin: torch.Tensor | None = None) -> float:
-    moved = tensor if origin is None else tensor - origin
-    return float(torch.linalg.vector_norm(moved.double()))
+def _agree(before: torch.Tensor, expected: torch.Tensor, found: torch.Tensor) -> bool:
+    if not expected.is_floating_point():
+        return bool(torch.equal(expected, found.to(expected.dtype)))
+    if torch.equal(expected, found):
+        return True  # infinities as well, whose differences are none
+    noise = 1e-5 * _norm(expected)
+    return _norm(expected - found) <= 0.05 * _norm(expected - before) + noise + 1e-6
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.double()))

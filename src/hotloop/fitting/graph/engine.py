@@ -31,3 +31,13 @@ class Engine(Protocol):
 
     def state(self) -> list[torch.Tensor]:
         """Return all tensors that a step changes: parameters, buffers, optimizer state."""
+
+    def find_rounding(
+        self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Find elements of the state that rounding alone decides on, by place; bool.
+
+        Args:
+            before: the state before a step, on the host.
+            leaves: of that step.
+        """

@@ -325,7 +325,7 @@ class GraphedStep:
             # else it was compared in the process that built it first, and its steps count, which
             # differ from eager ones by rounding
             run = functools.partial(self._run_eagerly, leaves=leaves, eager=eager)
-            output = compare(engine, leaves, batch, run, self.accelerator, self.optimizer)
+            output = compare(engine, leaves, batch, run, device)
             if self._changes_batch:
                 raise ComparedError(output, "net or loss change the batch in place")
         self._goes_on = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -11,20 +10,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.fitting.graph.draws import take_out_draws
 
 # Inductor's own code for these is slower: 21 ms an image step in place of 16, on two cores
 _LEFT_TO_TORCH = (
     torch.ops.aten.max_pool2d_with_indices.default,
     torch.ops.aten.max_pool2d_with_indices_backward.default,
 )
-
-# what a traced operator, which only looks at its first tensor's form, is in the eager step
-_FILLS = {
-    torch.ops.aten.bernoulli.p: torch.Tensor.bernoulli_,
-    torch.ops.aten.exponential.default: torch.Tensor.exponential_,
-    torch.ops.aten.normal_functional.default: torch.Tensor.normal_,
-    torch.ops.aten.uniform.default: torch.Tensor.uniform_,
-}
 
 
 def compile_step(
@@ -86,7 +78,7 @@ def _compile(
                 },
             )(*fakes)
             graph = _without_detach(graph)
-        draws = _take_out_draws(graph)
+        draws = take_out_draws(graph)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         handlers = {
             op: fallback_handler(op, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
@@ -112,48 +104,3 @@ def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
-
-
-def _take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tensor]]:
-    """Make inputs of the random numbers that a graph draws; return what draws them, in order.
-
-    They depend on nothing but shapes, so that they may be drawn before. Inductor (torch 2.13) puts
-    random operators into subgraphs, where it forgets their memory layout, in the order of which
-    numbers are drawn, and reads some before they are drawn.
-    """
-    draws = []
-    (*_, last_input) = graph.graph.find_nodes(op="placeholder")
-    for node in list(graph.graph.nodes):
-        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-            continue
-        form: Any = node
-        if node.target in _FILLS and isinstance(node.args[0], torch.fx.Node):
-            form = node.args[0]
-        draw = _as_draw(node, form.meta["val"])
-        if draw is None:
-            break  # numbers after it have to be drawn after it
-        draws.append(draw)
-        with graph.graph.inserting_after(last_input):
-            last_input = graph.graph.placeholder(node.name)
-        last_input.meta["val"] = form.meta["val"]
-        node.replace_all_uses_with(last_input)
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return draws
-
-
-def _as_draw(node: torch.fx.Node, form: torch.Tensor) -> Callable[[], torch.Tensor] | None:
-    """Return a function that draws what a node draws; None where that depends on other numbers."""
-    target: Any = node.target
-    args = list(node.args)
-    fill = _FILLS.get(target)
-    if fill is not None:  # in the order of memory, which the traced operator does not keep to
-        target = fill
-        args[0] = torch.empty_strided(
-            tuple(form.shape), form.stride(), dtype=form.dtype, device=form.device
-        )
-    leaves = pytree.tree_leaves([args, dict(node.kwargs)])
-    if any(isinstance(leaf, torch.fx.Node) for leaf in leaves):
-        return None
-    return functools.partial(target, *args, **node.kwargs)

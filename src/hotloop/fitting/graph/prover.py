@@ -136,7 +136,8 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
 
 
 def _find_unrolled(graph: torch.fx.GraphModule) -> str | None:
-    """Tell of a recurrent layer that would become too many operations, step by step."""
+    """Tell of recurrent layers that would become too many operations, step by step."""
+    num_steps = 0
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.target not in _RECURRENT:
             continue
@@ -147,13 +148,13 @@ def _find_unrolled(graph: torch.fx.GraphModule) -> str | None:
             if hidden.shape == cell.shape:
                 continue  # no projections: one operation a layer
         length = inputs.shape[1 if batch_first else 0]
-        num_steps = length * num_layers * (2 if bidirectional else 1)
-        if num_steps > _MAX_UNROLLED_STEPS:
-            return (
-                f"its recurrent layers make {num_steps} steps, and no graph is compiled of more "
-                f"than {_MAX_UNROLLED_STEPS}"
-            )
-    return None
+        num_steps += length * num_layers * (2 if bidirectional else 1)
+    if num_steps <= _MAX_UNROLLED_STEPS:
+        return None
+    return (
+        f"its recurrent layers make {num_steps} steps, and no graph is compiled of more than "
+        f"{_MAX_UNROLLED_STEPS}"
+    )
 
 
 def _first_sentence(error: Exception) -> str:

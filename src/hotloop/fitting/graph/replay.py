@@ -101,6 +101,13 @@ class ReplayEngine:
         """Return all tensors that a step may change."""
         return [tensor.detach() for tensor in self._held()]
 
+    def find_rounding(
+        self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Find nothing: kernels and their arguments are the eager step's own."""
+        del before, leaves
+        return {}
+
     def _compute(self) -> tuple[torch.Tensor, Any]:
         """Run the step; return loss and predictions."""
         with torch.no_grad(), self._autocast():

@@ -1,0 +1,104 @@
+"""Which gradients are nothing but rounding, and so differ freely between two forms of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hotloop.fitting.graph.pure_step import PureStep
+from hotloop.fitting.graph.updates import AdamUpdate
+
+_NUM_TRIES = 4
+_NUM_ERRORS = 256  # so many roundings: one alone leaves many partial sums as they were
+_SHARE = 0.05  # of a gradient: by so much rounding errors of the weights change none that counts
+
+
+def find_rounding(
+    step: PureStep,
+    before: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    autocast_dtype: torch.dtype | None,
+) -> dict[int, torch.Tensor]:
+    """Find elements whose gradients say nothing, where Adam makes whole steps of them.
+
+    The bias of a convolution before batch normalisation is one: its gradient is a sum that cancels.
+    The step is computed again, eagerly and on copies, with each weight moved by a few rounding
+    errors: what that changes by a twentieth of itself or more is rounding.
+
+    Args:
+        step: whose numbers (learning rate and so on) are those of this step.
+        before: parameters and buffers, then the optimizer's tensors, as they were before it.
+        leaves: the batch's tensors.
+        autocast_dtype: of forward and loss; None for the weights' own.
+
+    Returns:
+        bool, by place in ``before``: for each parameter and the average of its gradients, which
+        elements are rounding.
+    """
+    places = _places_of_averages(step)
+    if not places:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    plain = _gradients(step, before, leaves, places)
+    spread = [torch.zeros_like(gradient) for gradient in plain]
+    for _ in range(_NUM_TRIES):
+        moved = list(before)
+        for param, _ in places:
+            signs = torch.randint(0, 2, before[param].shape, generator=generator) * 2 - 1
+            moved[param] = before[param] * (1 + _step_of(before[param], autocast_dtype) * signs)
+        other = _gradients(step, moved, leaves, places)
+        spread = [
+            torch.maximum(most, (gradient - first).abs())
+            for most, gradient, first in zip(spread, other, plain, strict=True)
+        ]
+    found = {}
+    for (param, average), most, gradient in zip(places, spread, plain, strict=True):
+        found[param] = found[average] = most >= _SHARE * gradient.abs()
+    return found
+
+
+def _step_of(param: torch.Tensor, autocast_dtype: torch.dtype | None) -> float:
+    """Return by which share of themselves weights are moved."""
+    if autocast_dtype is not None:
+        return torch.finfo(autocast_dtype).eps
+    return _NUM_ERRORS * torch.finfo(param.dtype).eps
+
+
+def _places_of_averages(step: PureStep) -> list[tuple[int, int]]:
+    """Return the places of Adam's parameters and of the averages of their gradients."""
+    place, found = len(step.all_names), []
+    for update, names in zip(step.updates, step.trained, strict=True):
+        for name in names:
+            if isinstance(update, AdamUpdate):
+                found.append((step.all_names.index(name), place))
+            place += len(update.names)
+    return found
+
+
+def _gradients(
+    step: PureStep,
+    state: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    places: Sequence[tuple[int, int]],
+) -> list[torch.Tensor]:
+    """Compute Adam's gradients of a step from a state, with the random numbers that come next."""
+    values = [tensor.clone() for tensor in state]
+    rest = iter(values[len(step.all_names) :])
+    states = [
+        [tuple(next(rest) for _ in update.names) for _ in names]
+        for update, names in zip(step.updates, step.trained, strict=True)
+    ]
+    numbers = [update.numbers for update in step.updates]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        step(values[: len(step.all_names)], states, numbers, leaves)
+    shares = [
+        float(update.numbers[3])  # 1 - beta1
+        for update, names in zip(step.updates, step.trained, strict=True)
+        if isinstance(update, AdamUpdate)
+        for _ in names
+    ]
+    return [
+        (values[average] - state[average]) / share + state[average]
+        for (_, average), share in zip(places, shares, strict=True)
+    ]

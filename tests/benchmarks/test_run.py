@@ -104,3 +104,13 @@ def test_the_doctors_benchmark_measures_its_overhead():
     overhead = json.loads(done.stdout)["overhead"]
     assert overhead["pairs"] == 5
     assert 0 < overhead["calls_microseconds"] < overhead["microseconds_on"]
+
+
+def test_the_parts_of_a_step_make_up_the_step():
+    done = run_module("benchmarks.step_parts", "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if "|" in line][2:]
+    whole = {row[0]: float(row[1]) for row in rows}
+    step = whole.pop("the step")
+    assert 0.5 * step < sum(whole.values()) < 1.5 * step
+    assert {"2 Conv2d, forward", "2 Conv2d, backward", "optimizer"} <= set(whole)

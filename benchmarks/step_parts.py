@@ -1,0 +1,145 @@
+"""What the parts of the image job's training step take on a CPU, and how fast its products are.
+
+python -m benchmarks.step_parts
+
+The step is the floor's: tensors in memory, channels last, a fused optimizer. It runs on whole
+images, and on images without the two rows and columns that no result depends on, in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotloop.experiments.image_classifier import make_net
+from hotloop.fitting.host_memory import HostMemory
+
+_BATCH_SIZE = 128
+_NUM_STEPS, _NUM_WARM_UP = 60, 20
+_SIZE = 2048  # of the square matrices whose product is the processor's best
+
+
+class TimedStep:
+    """A training step that notes what each part of it took.
+
+    Args:
+        size: rows and columns of the images.
+    """
+
+    def __init__(self, size: int) -> None:
+        torch.manual_seed(0)
+        net: Any = make_net()
+        self.net = net.to(memory_format=torch.channels_last)
+        self.loss_fn = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
+        images = torch.rand(_BATCH_SIZE, 1, 28, 28).as_strided(
+            (_BATCH_SIZE, 1, 28, 28), (784, 1, 28, 1)
+        )
+        self.images = images[:, :, :size, :size]
+        self.labels = torch.randint(10, (_BATCH_SIZE,))
+        self.parts: dict[str, list[float]] = {}
+        self.steps: list[float] = []
+        self._since = 0.0
+
+    def __call__(self) -> None:
+        """Run a step."""
+        started = self._since = time.perf_counter()
+        values = self.images
+        for layer, name in zip(self.net, self.names, strict=True):
+            values = layer(values)
+            self._lap(f"{name}, forward")
+            values.register_hook(self._lap_at(name))
+        loss = self.loss_fn(values, self.labels)
+        self._lap("loss, forward")
+        loss.backward()
+        self._lap(f"{self.names[0]}, backward")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._lap("optimizer")
+        self.steps.append(time.perf_counter() - started)
+
+    @property
+    def names(self) -> list[str]:
+        """What the layers are called, in order."""
+        return [f"{place} {type(layer).__name__}" for place, layer in enumerate(self.net)]
+
+    def gflops(self) -> dict[str, float]:
+        """Return the billions of floating-point operations of the convolutions, by part."""
+        found = {}
+        values = self.images
+        with torch.no_grad():
+            for layer, name in zip(self.net, self.names, strict=True):
+                values = layer(values)
+                if isinstance(layer, nn.Conv2d):
+                    one = 2 * values[:, 0].numel() * layer.weight.numel() / 1e9
+                    found[f"{name}, forward"] = one
+                    # the images themselves need no gradient
+                    found[f"{name}, backward"] = one if layer is self.net[0] else 2 * one
+        return found
+
+    def _lap_at(self, name: str) -> Callable[[torch.Tensor], None]:
+        """Return a hook for the gradient of a layer's output; it notes what was done before it."""
+        later = self.names[self.names.index(name) + 1 :]
+        done = f"{later[0]}, backward" if later else "loss, backward"
+
+        def lap(gradient: torch.Tensor) -> None:
+            del gradient
+            self._lap(done)
+
+        return lap
+
+    def _lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.parts.setdefault(part, []).append(now - self._since)
+        self._since = now
+
+
+def time_product() -> float:
+    """Return the GFLOP/s of a large product of square matrices."""
+    first, second = torch.rand(_SIZE, _SIZE), torch.rand(_SIZE, _SIZE)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        first @ second
+        seconds.append(time.perf_counter() - started)
+    return 2 * _SIZE**3 / min(seconds) / 1e9
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help=f"of {_NUM_STEPS} steps each way")
+    options = parser.parse_args()
+    HostMemory().apply()
+    whole, cut = TimedStep(28), TimedStep(26)
+    for _ in range(_NUM_WARM_UP):
+        whole()
+        cut()
+    for step in (whole, cut):
+        step.parts, step.steps = {}, []
+    for _ in range(options.rounds):
+        for step in (whole, cut):
+            for _ in range(_NUM_STEPS):
+                step()
+    print(f"{torch.get_num_threads()} threads; a large product: {time_product():.0f} GFLOP/s\n")
+    print("| part | whole images, ms | GFLOP/s | cut, ms | GFLOP/s |\n|---|--:|--:|--:|--:|")
+    work = [step.gflops() for step in (whole, cut)]
+    for part in whole.parts:
+        cells = [part]
+        for step, flops in zip((whole, cut), work, strict=True):
+            seconds = statistics.median(step.parts[part])
+            speed = f"{flops[part] / seconds:.0f}" if part in flops else ""
+            cells += [f"{1e3 * seconds:.2f}", speed]
+        print("| " + " | ".join(cells) + " |")
+    medians = [f"{1e3 * statistics.median(step.steps):.2f}" for step in (whole, cut)]
+    print(f"| the step | {medians[0]} | | {medians[1]} | |")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torchs
 
 # a copy of the images without their edge must cost less than what is not computed
 _MIN_SHARE_LEFT_OUT = 0.05
@@ -87,8 +87,13 @@ class CropUnread:
 
     def _is_watched(self, module: nn.Module) -> bool:
         """Tell whether anybody hooks into a layer, and so wants to see all that it computes."""
-        any_global = _has_any_global_hook()  # type: ignore[no-untyped-call]
-        if any_global or len(module._forward_pre_hooks) > 1:  # one is this
+        if (
+            torchs._global_forward_hooks
+            or torchs._global_forward_pre_hooks
+            or torchs._global_backward_hooks
+            or torchs._global_backward_pre_hooks
+            or len(module._forward_pre_hooks) > 1  # one is this
+        ):
             return True
         return any(
             layer._forward_hooks

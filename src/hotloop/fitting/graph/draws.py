@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +11,21 @@ from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError
 
-# what a traced operator, which only looks at its first tensor's form, is in the eager step
+# what a traced operator, which only looks at its first tensor's form, is in the eager step: this
+# fills that tensor, in the order of memory, of which the traced one knows nothing
 _FILLS: dict[Any, Callable[..., torch.Tensor]] = {
     torch.ops.aten.bernoulli.p: torch.Tensor.bernoulli_,
     torch.ops.aten.exponential.default: torch.Tensor.exponential_,
     torch.ops.aten.normal_functional.default: torch.Tensor.normal_,
     torch.ops.aten.uniform.default: torch.Tensor.uniform_,
-    torch.ops.aten.rand_like.default: torch.ops.aten.rand_like.default,
-    torch.ops.aten.randint_like.default: torch.ops.aten.randint_like.default,
-    torch.ops.aten.randint_like.low_dtype: torch.ops.aten.randint_like.low_dtype,
-    torch.ops.aten.randn_like.default: torch.ops.aten.randn_like.default,
 }
+# these only look at their first tensor's form as well
+_LIKES = (
+    torch.ops.aten.rand_like.default,
+    torch.ops.aten.randint_like.default,
+    torch.ops.aten.randint_like.low_dtype,
+    torch.ops.aten.randn_like.default,
+)
 
 
 def take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tensor]]:
@@ -43,9 +46,7 @@ def take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tenso
         draws.append(draw)
         with graph.graph.inserting_after(last_input):
             last_input = graph.graph.placeholder(node.name)
-        # what is filled in place keeps its layout, of which the traced operator knows nothing
-        fills = isinstance(_FILLS.get(node.target), types.MethodDescriptorType)
-        last_input.meta["val"] = _form_of(node) if fills else node.meta["val"]
+        last_input.meta["val"] = _form_of(node) if node.target in _FILLS else node.meta["val"]
         node.replace_all_uses_with(last_input)
         graph.graph.erase_node(node)
     if len(left) > 1:
@@ -68,19 +69,19 @@ def _form_of(node: Any) -> torch.Tensor:
 def _as_draw(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
     """Return a function that draws what a node draws; None where that depends on other numbers."""
     target: Any = node.target
-    fill, rest = _FILLS.get(target), node.args
-    if fill is not None:
-        rest = node.args[1:]
+    needs_form = target in _FILLS or target in _LIKES
+    rest = node.args[1:] if needs_form else node.args
     leaves = pytree.tree_leaves([rest, dict(node.kwargs)])
     if any(isinstance(leaf, torch.fx.Node) for leaf in leaves):
         return None
-    if fill is None:
+    if not needs_form:
         return functools.partial(target, *rest, **node.kwargs)
-    form = _form_of(node)
+    form, fill = _form_of(node), _FILLS.get(target, target)
     shape, strides, dtype, device = tuple(form.shape), form.stride(), form.dtype, form.device
 
     def draw() -> torch.Tensor:  # a new tensor each time: who is given it may keep it
         empty = torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        return fill(empty, *rest, **node.kwargs)
+        drawn: torch.Tensor = fill(empty, *rest, **node.kwargs)
+        return drawn
 
     return draw

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.utils import _pytree as pytree
@@ -54,7 +54,6 @@ def _compile(
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
-    from torch._inductor.lowering import fallback_handler, lowerings
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -80,11 +79,7 @@ def _compile(
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        handlers = {
-            op: fallback_handler(op, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
-            for op in _LEFT_TO_TORCH
-        }
-        with torch.no_grad(), patch.dict(lowerings, handlers):
+        with torch.no_grad(), _left_to_torch():
             compiled: Any = compile_fx_inner(graph, inputs)
     call = getattr(compiled, "current_callable", None) or compiled
     if not draws:
@@ -94,6 +89,20 @@ def _compile(
         return call([*tensors, *[draw() for draw in draws]])
 
     return draw_and_call, out_spec[0]
+
+
+@contextlib.contextmanager
+def _left_to_torch() -> Iterator[None]:
+    """Let Inductor call some operators and write no code for them, inside the block."""
+    from torch._inductor.lowering import fallback_handler, lowerings
+
+    before: dict[Any, Any] = {op: lowerings[op] for op in _LEFT_TO_TORCH}
+    for op in _LEFT_TO_TORCH:
+        lowerings[op] = fallback_handler(op, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        lowerings.update(before)
 
 
 def _without_detach(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:

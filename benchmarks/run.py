@@ -25,6 +25,7 @@ from benchmarks.jobs.image import find_image_data
 from benchmarks.jobs.job import JobFamily
 from benchmarks.machine import ROOT, describe_machine
 from benchmarks.table import Runs, main_seconds, show, summarise, write_csv
+from hotloop.checkpoint.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,10 +59,10 @@ class Measurement:
                     if contestant not in self.left_out:
                         self._measure(variant, contestant, repeat)
                         if any(self.runs.values()):
-                            write_json(self.result(), self.options.out)
-            if not any(self.runs.values()):
+                            path = write_json(self.result(), self.options.out)
+            if path is None:
                 raise SystemExit(f"nobody could run {self.family.name}: {self.left_out}")
-            path = write_result(self.result(), self.options.out)
+            write_pictures(self.result(), path)
         if path is None:
             raise SystemExit(f"--repeats {self.options.repeats} measures nothing: pass 1 or more")
         return path
@@ -178,21 +179,18 @@ def environment() -> dict[str, str]:
 
 def write_json(result: dict[str, Any], folder: Path) -> Path:
     """Write a result's JSON file; return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"{result['machine']['date']}-{result['job']}-{result['device']}"
     path = folder / f"{name}{'-quick' if result['quick'] else ''}.json"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(path)  # a machine that goes away leaves one or the other
+    text = json.dumps(result, indent=1) + "\n"
+    # a machine that goes away leaves the file before or this one
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
-def write_result(result: dict[str, Any], folder: Path) -> Path:
-    """Write JSON, CSV and chart of a result; return the JSON's path."""
-    path = write_json(result, folder)
+def write_pictures(result: dict[str, Any], path: Path) -> None:
+    """Write a result's table and chart beside its JSON file."""
     write_csv(result["rows"], path.with_suffix(".csv"))
     draw_chart(result, path.with_suffix(".png"))
-    return path
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -19,10 +19,11 @@ from torch import nn
 
 from hotloop.experiments.image_classifier import make_net
 from hotloop.fitting.host_memory import HostMemory
+from hotloop.fitting.speedups import to_channels_last
+from hotloop.hardware.rates import measure_matmul
 
 _BATCH_SIZE = 128
 _NUM_STEPS, _NUM_WARM_UP = 60, 20
-_SIZE = 2048  # of the square matrices whose product is the processor's best
 
 
 class TimedStep:
@@ -38,11 +39,9 @@ class TimedStep:
         self.net = net.to(memory_format=torch.channels_last)
         self.loss_fn = nn.CrossEntropyLoss()
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3, fused=True)
-        images = torch.rand(_BATCH_SIZE, 1, 28, 28).as_strided(
-            (_BATCH_SIZE, 1, 28, 28), (784, 1, 28, 1)
-        )
+        labels = torch.randint(10, (_BATCH_SIZE,))
+        images, self.labels = to_channels_last((torch.rand(_BATCH_SIZE, 1, 28, 28), labels))
         self.images = images[:, :, :size, :size]
-        self.labels = torch.randint(10, (_BATCH_SIZE,))
         self.parts: dict[str, list[float]] = {}
         self.steps: list[float] = []
         self._since = 0.0
@@ -100,17 +99,6 @@ class TimedStep:
         self._since = now
 
 
-def time_product() -> float:
-    """Return the GFLOP/s of a large product of square matrices."""
-    first, second = torch.rand(_SIZE, _SIZE), torch.rand(_SIZE, _SIZE)
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        first @ second
-        seconds.append(time.perf_counter() - started)
-    return 2 * _SIZE**3 / min(seconds) / 1e9
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,7 +115,8 @@ def main() -> None:
         for step in (whole, cut):
             for _ in range(_NUM_STEPS):
                 step()
-    print(f"{torch.get_num_threads()} threads; a large product: {time_product():.0f} GFLOP/s\n")
+    product = measure_matmul(torch.device("cpu")) / 1e9
+    print(f"{torch.get_num_threads()} threads; a large product: {product:.0f} GFLOP/s\n")
     print("| part | whole images, ms | GFLOP/s | cut, ms | GFLOP/s |\n|---|--:|--:|--:|--:|")
     work = [step.gflops() for step in (whole, cut)]
     for part in whole.parts:

@@ -191,7 +191,7 @@ def test_the_hook_stays_the_same_one_while_the_layers_do():
 
 
 class CountHooks:
-    """Notes how many hooks the net has between the stages, and what the first pooling is given."""
+    """Notes how many hooks the net has between the stages, and copies and exports it there."""
 
     def __init__(self):
         self.num_hooks = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from plain_loop import plain_loop
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -98,7 +99,7 @@ def make_net(name):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 4), LAYERS[name](), nn.Flatten(),
-        nn.LazyLinear(4),
+        nn.LazyLinear(10),
     ).double()  # fmt: skip
     net.eval()(torch.rand(2, 3, 29, 29, dtype=torch.float64))
     return net
@@ -106,44 +107,33 @@ def make_net(name):
 
 def make_data():
     torch.manual_seed(1)
-    images, labels = torch.rand(44, 3, 29, 29, dtype=torch.float64), torch.randint(0, 4, (44,))
+    images, labels = torch.rand(44, 3, 29, 29, dtype=torch.float64), torch.randint(0, 10, (44,))
     return TensorDataset(images, labels)
 
 
-def make_optimizer(net):
-    return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+def make_loaders():
+    """Return loaders, with the seed of what they and the net will draw."""
+    data = make_data()
+    torch.manual_seed(2)
+    return DataLoader(data, 16, shuffle=True), DataLoader(data, 16)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.05, momentum=0.9)
 
 
 def train_by_hand(name):
-    net, data = make_net(name), make_data()
-    optimizer, loss_fn, losses = make_optimizer(net), nn.CrossEntropyLoss(), []
-    torch.manual_seed(2)
-    train, val = DataLoader(data, 16, shuffle=True), DataLoader(data, 16)
-    for _ in range(2):
-        train_loss = val_loss = 0.0
-        net.train()
-        for images, labels in train:
-            loss = loss_fn(net(images), labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            train_loss += loss.item() * len(labels)
-        net.eval()
-        with torch.no_grad():
-            for images, labels in val:
-                val_loss += loss_fn(net(images), labels).item() * len(labels)
-        losses.append((train_loss / len(data), val_loss / len(data)))
-    return losses
+    net = make_net(name)
+    rows, _ = plain_loop(net, make_loaders(), 2, sgd)
+    return [(row["train_loss"], row["val_loss"]) for row in rows]
 
 
 def train_with_hotloop(name, exact):
-    net, data = make_net(name), make_data()
-    model = KerasModel(net, nn.CrossEntropyLoss(), None, make_optimizer(net))
-    torch.manual_seed(2)
+    net = make_net(name)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, sgd(net.parameters()))
     history = model.fit(
-        DataLoader(data, 16, shuffle=True), DataLoader(data, 16), epochs=2, patience=2, cpu=True,
-        plot=False, quiet=True, exact=exact,
-    )  # fmt: skip
+        *make_loaders(), epochs=2, patience=2, cpu=True, plot=False, quiet=True, exact=exact
+    )
     return [tuple(row) for row in history[["train_loss", "val_loss"]].to_numpy().tolist()]
 
 

@@ -78,7 +78,7 @@ class Speedups:
         self._model, self._optimizer = model, model.optimizer
         fused = FusedOptimizer(model.optimizer, self.device)
         self.fused = fused if fused.applies else None
-        if compute is None and model.StepRunner is StepRunner and model.EpochRunner is EpochRunner:
+        if compute is None and _has_plain_runners(model):
             self.unread_edges = UnreadEdges()  # else code of the user's runs inside a stage
         layout = ChannelsLast(model.net, model.optimizer)
         if compute is None and model.StepRunner.forward is StepRunner.forward:
@@ -186,7 +186,7 @@ class Speedups:
     ) -> GraphSettings:
         settings, num_batches = self.settings, source.num_batches
         # else code of the user's runs between steps, and may hold what they return
-        standard = model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
+        standard = _has_plain_runners(model)
         has_metrics = bool(len(check_metrics(model.metrics_dict)))
         lets_go = self.join_metrics or not has_metrics  # other metrics may keep all predictions
         held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
@@ -226,3 +226,8 @@ class Speedups:
             return ""
         self.layout = None
         return "several processes: images keep their memory layout"
+
+
+def _has_plain_runners(model: Trainable) -> bool:
+    """Tell whether no runner of the user's own runs inside a stage."""
+    return model.EpochRunner is EpochRunner and model.StepRunner is StepRunner

@@ -1,9 +1,11 @@
-"""Random numbers for tensors of another memory layout: the same ones, or that is found out."""
+"""Trials of another memory layout, with random numbers that stay the same or are found out."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,3 +90,29 @@ def draw_as_before(net: nn.Module) -> None:
     for module in net.modules():
         if type(module) is DropoutInOrder:
             module.__class__ = nn.Dropout  # type: ignore[assignment]
+
+
+def layout_works(
+    net: nn.Module, run: Callable[[nn.Module], torch.Tensor], device: torch.device, dim: int
+) -> bool:
+    """Try a forward and backward pass on a copy of a net; random states are kept.
+
+    Args:
+        net: is not changed.
+        run: computes the loss of the copy on a batch in the layout, to which it may convert both.
+        device: of the net.
+        dim: dimensions of the tensors whose layout it is.
+
+    Returns:
+        Whether the copy can be run so, and draws the random numbers of the plain layout.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    draws = DrawsOutOfOrder(dim)
+    try:
+        twin = copy.deepcopy(net).train()
+        # a run that goes on may begin with a validation
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), draws:
+            run(twin).backward()  # type: ignore[no-untyped-call]
+    except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
+        return False
+    return not draws.found

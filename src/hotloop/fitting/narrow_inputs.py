@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.fitting.draws import DrawsOutOfOrder
+from hotloop.fitting.draws import layout_works
 
 _MIN_ROWS = 20_000
 _MAX_COLUMNS = 32
@@ -130,17 +129,10 @@ class NarrowInputs:
             )
             for place in places
         }
-        try:
-            net = copy.deepcopy(self.net).train()
-            parts = [held[i].columns if i in held else part for i, part in enumerate(batch)]
-            draws = DrawsOutOfOrder(dim=2)
-            with torch.random.fork_rng(devices=[]), draws:
-                run(net, type(batch)(parts)).backward()  # type: ignore[no-untyped-call]
-        except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
-            self._given_up = True
-        else:
-            self._given_up = draws.found
-            self._held = {} if draws.found else held
+        parts = [held[i].columns if i in held else part for i, part in enumerate(batch)]
+        columns = type(batch)(parts)
+        works = layout_works(self.net, lambda net: run(net, columns), torch.device("cpu"), dim=2)
+        self._given_up, self._held = not works, held if works else {}
 
     def _from_copies(self, batch: Any) -> Any:
         """Return the batch with its narrow inputs replaced, or as it is where it has changed."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotloop.fitting.draws import DrawsOutOfOrder, draw_as_before, draw_in_order
+from hotloop.fitting.draws import draw_as_before, draw_in_order, layout_works
 
 # exact types: a subclass may do anything in its own step
 FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -123,19 +122,15 @@ class ChannelsLast:
             run: computes the loss of a net on a batch.
             batch: one batch, with images of 4 dimensions.
         """
+
+        def run_channels_last(net: nn.Module) -> torch.Tensor:
+            twin: Any = net
+            twin = twin.to(memory_format=torch.channels_last)
+            draw_in_order(twin)
+            return run(twin, to_channels_last(batch))
+
         device = next(self.net.parameters()).device
-        try:
-            net: Any = copy.deepcopy(self.net)
-            net = net.to(memory_format=torch.channels_last).train()
-            draw_in_order(net)
-            draws = DrawsOutOfOrder(dim=4)
-            devices = [] if device.type == "cpu" else [device]
-            # a run that goes on may begin with a validation
-            with torch.random.fork_rng(devices=devices), torch.enable_grad(), draws:
-                run(net, to_channels_last(batch)).backward()  # type: ignore[no-untyped-call]
-        except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
-            return False
-        return not draws.found
+        return layout_works(self.net, run_channels_last, device, dim=4)
 
     def _convert(self, memory_format: torch.memory_format) -> None:
         for parameter in self.net.parameters():

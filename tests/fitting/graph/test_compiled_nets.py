@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
-from hotloop.fitting.graph.compare import _States
+from hotloop.fitting.graph.compare import _all_agree
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.inductor import compile_step
 from hotloop.fitting.graph.updates import AdamUpdate
@@ -112,15 +112,10 @@ LAYOUTS = {
 
 
 # Inductor imports torch.jit's old classes; fits leave its warnings out
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_dropout_draws_in_the_order_of_memory(layout):
-    images = LAYOUTS[layout](torch.rand(4, 6, 5, 3) + 1)
+COMPILES = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 
-    def step(images):
-        first = functional.dropout(images, 0.5)
-        return first, functional.dropout2d(first, 0.5), functional.dropout(images, 0.3)
 
+def assert_draws_the_same(step, images):
     call, _ = compile_step(step, [images])
     torch.manual_seed(0)
     expected = step(images)
@@ -129,7 +124,19 @@ def test_dropout_draws_in_the_order_of_memory(layout):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@COMPILES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropout_draws_in_the_order_of_memory(layout):
+    images = LAYOUTS[layout](torch.rand(4, 6, 5, 3) + 1)
+
+    def step(images):
+        first = functional.dropout(images, 0.5)
+        return first, functional.dropout2d(first, 0.5), functional.dropout(images, 0.3)
+
+    assert_draws_the_same(step, images)
+
+
+@COMPILES
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 def test_pooling_and_its_gradient_are_torchs_own(layout):
     images = LAYOUTS[layout](torch.randint(0, 3, (4, 6, 9, 9)).float())  # many ties
@@ -146,7 +153,7 @@ def test_pooling_and_its_gradient_are_torchs_own(layout):
         assert torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@COMPILES
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_noise_of_all_kinds_is_drawn_in_order(layout):
     images = LAYOUTS[layout](torch.rand(4, 6, 5, 3))
@@ -162,15 +169,10 @@ def test_noise_of_all_kinds_is_drawn_in_order(layout):
             torch.randperm(9),
         )
 
-    call, _ = compile_step(step, [images])
-    torch.manual_seed(0)
-    expected = step(images)
-    torch.manual_seed(0)
-    for one, other in zip(expected, call([images]), strict=True):
-        torch.testing.assert_close(one, other)
+    assert_draws_the_same(step, images)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@COMPILES
 def test_numbers_that_were_drawn_may_be_kept():
     def step(images):
         return torch.empty_like(images).normal_(), torch.rand(4)
@@ -196,20 +198,20 @@ def states(**found):
     before = {name: torch.zeros(4) for name in ("weight", "bias")}
     expected = {"weight": torch.full((4,), 0.01), "bias": torch.tensor([0.01, -0.01, 0.01, 0.01])}
     other = expected | found
-    return _States(*(list(tensors.values()) for tensors in (before, expected, other)))
+    return list(zip(before.values(), expected.values(), other.values(), strict=True))
 
 
 def test_what_is_rounding_may_go_another_way():
     everything, nothing = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
-    assert states().agree({})
+    assert _all_agree(states(), {})
     turned = states(bias=torch.full((4,), -0.01))
-    assert not turned.agree({})
-    assert not turned.agree({1: nothing})
-    assert turned.agree({1: everything})
-    assert turned.agree({1: torch.tensor([True, False, True, True])})  # the second agrees
-    assert not turned.agree({1: torch.tensor([False, True, True, True])})
-    assert not states(bias=torch.full((4,), 1.0)).agree({1: everything})  # too long a step
-    assert not states(weight=torch.full((4,), float("nan"))).agree({1: everything})
+    assert not _all_agree(turned, {})
+    assert not _all_agree(turned, {1: nothing})
+    assert _all_agree(turned, {1: everything})
+    assert _all_agree(turned, {1: torch.tensor([True, False, True, True])})  # the second agrees
+    assert not _all_agree(turned, {1: torch.tensor([False, True, True, True])})
+    assert not _all_agree(states(bias=torch.full((4,), 1.0)), {1: everything})  # too long a step
+    assert not _all_agree(states(weight=torch.full((4,), float("nan"))), {1: everything})
 
 
 class Deep(nn.Module):

@@ -46,11 +46,12 @@ def compare(
         else:
             num_results = len(expected) - len(origins)
             before = [torch.zeros_like(result) for result in expected[:num_results]] + origins
-            states = _States(before, expected, found)
-            same = states.agree({})
+            triples = list(zip(before, expected, found, strict=True))
+            same = _all_agree(triples, {})
             if not same:
                 masks = engine.find_rounding(origins, leaves)
-                same = states.agree({num_results + place: mask for place, mask in masks.items()})
+                masks = {num_results + place: mask for place, mask in masks.items()}
+                same = _all_agree(triples, masks)
         now = random_state(device)
         same = same and all(torch.equal(a, b) for a, b in zip(random_engine, now, strict=True))
     except Exception as error:
@@ -103,35 +104,28 @@ class ComparedError(DeclinedError):
         self.output = output
 
 
-class _States:
-    """Results and state before a step, after it, and after it in another form, place by place."""
+def _all_agree(
+    triples: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    rounding: dict[int, torch.Tensor],
+) -> bool:
+    """Tell whether two forms of a step do the same.
 
-    def __init__(
-        self,
-        before: Sequence[torch.Tensor],
-        expected: Sequence[torch.Tensor],
-        found: Sequence[torch.Tensor],
-    ) -> None:
-        self.triples = list(zip(before, expected, found, strict=True))
-
-    def agree(self, rounding: dict[int, torch.Tensor]) -> bool:
-        """Tell whether both forms do the same.
-
-        Args:
-            rounding: bool, by place: elements that may differ, and move about as far.
-        """
-        for place, triple in enumerate(self.triples):
-            mask = rounding.get(place)
-            if mask is None or not mask.any():
-                if not _agree(*triple):
-                    return False
-            else:
-                solid = [tensor[~mask] for tensor in triple]
-                before, expected, found = (tensor[mask] for tensor in triple)
-                bound = _MORE_MOVED * _norm(expected - before) + 1e-6
-                if not (_agree(*solid) and _norm(found - before) <= bound):
-                    return False
-        return True
+    Args:
+        triples: results and state before the step, after it, and after it in another form.
+        rounding: bool, by place: elements that may differ, and move about as far.
+    """
+    for place, triple in enumerate(triples):
+        mask = rounding.get(place)
+        if mask is None or not mask.any():
+            if not _agree(*triple):
+                return False
+        else:
+            solid = [tensor[~mask] for tensor in triple]
+            before, expected, found = (tensor[mask] for tensor in triple)
+            bound = _MORE_MOVED * _norm(expected - before) + 1e-6
+            if not (_agree(*solid) and _norm(found - before) <= bound):
+                return False
+    return True
 
 
 def _agree(before: torch.Tensor, expected: torch.Tensor, found: torch.Tensor) -> bool:

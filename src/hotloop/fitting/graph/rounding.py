@@ -44,7 +44,7 @@ def find_rounding(
     spread = [torch.zeros_like(gradient) for gradient in plain]
     for _ in range(_NUM_TRIES):
         moved = list(before)
-        for param, _ in places:
+        for param, _, _ in places:
             signs = torch.randint(0, 2, before[param].shape, generator=generator) * 2 - 1
             moved[param] = before[param] * (1 + _step_of(before[param], autocast_dtype) * signs)
         other = _gradients(step, moved, leaves, places)
@@ -53,7 +53,7 @@ def find_rounding(
             for most, gradient, first in zip(spread, other, plain, strict=True)
         ]
     found = {}
-    for (param, average), most, gradient in zip(places, spread, plain, strict=True):
+    for (param, average, _), most, gradient in zip(places, spread, plain, strict=True):
         found[param] = found[average] = most >= _SHARE * gradient.abs()
     return found
 
@@ -65,13 +65,16 @@ def _step_of(param: torch.Tensor, autocast_dtype: torch.dtype | None) -> float:
     return _NUM_ERRORS * torch.finfo(param.dtype).eps
 
 
-def _places_of_averages(step: PureStep) -> list[tuple[int, int]]:
-    """Return the places of Adam's parameters and of the averages of their gradients."""
+def _places_of_averages(step: PureStep) -> list[tuple[int, int, float]]:
+    """Return the places of Adam's parameters and of the averages of their gradients.
+
+    Beside them stands the share of a new gradient in its average, 1 - beta1.
+    """
     place, found = len(step.all_names), []
     for update, names in zip(step.updates, step.trained, strict=True):
         for name in names:
             if isinstance(update, AdamUpdate):
-                found.append((step.all_names.index(name), place))
+                found.append((step.all_names.index(name), place, float(update.numbers[3])))
             place += len(update.names)
     return found
 
@@ -80,7 +83,7 @@ def _gradients(
     step: PureStep,
     state: Sequence[torch.Tensor],
     leaves: Sequence[torch.Tensor],
-    places: Sequence[tuple[int, int]],
+    places: Sequence[tuple[int, int, float]],
 ) -> list[torch.Tensor]:
     """Compute Adam's gradients of a step from a state, with the random numbers that come next."""
     values = [tensor.clone() for tensor in state]
@@ -92,13 +95,6 @@ def _gradients(
     numbers = [update.numbers for update in step.updates]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         step(values[: len(step.all_names)], states, numbers, leaves)
-    shares = [
-        float(update.numbers[3])  # 1 - beta1
-        for update, names in zip(step.updates, step.trained, strict=True)
-        if isinstance(update, AdamUpdate)
-        for _ in names
-    ]
     return [
-        (values[average] - state[average]) / share + state[average]
-        for (_, average), share in zip(places, shares, strict=True)
+        (values[average] - state[average]) / share + state[average] for _, average, share in places
     ]

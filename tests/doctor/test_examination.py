@@ -57,7 +57,7 @@ def test_slow_data_is_named_with_its_cause(dataset, collate, expected):
 
 def test_workers_for_data_that_waits():
     loader = planted.make_loader(planted.Waiting(), collate_fn=planted.quick_collate)
-    found = planted.make_model().diagnose(loader, seconds=8, **SETTINGS)
+    found = planted.make_model().diagnose(loader, seconds=10, **SETTINGS)
     rates = {row.num_workers: row.batches_per_second for row in found.loader}
     assert 0 in rates  # with the largest number tried: others where time allows
     assert len(rates) >= 2
@@ -70,13 +70,13 @@ def test_workers_for_data_that_waits():
 
 def test_tune_is_not_advised_for_workers_that_the_user_chose():
     loader = planted.make_loader(planted.Waiting(), collate_fn=planted.quick_collate, num_workers=1)
-    found = planted.make_model().diagnose(loader, seconds=8, **SETTINGS)
+    found = planted.make_model().diagnose(loader, seconds=12, **SETTINGS)
     assert argument_of(found, "workers").note == ""
 
 
 def test_workers_for_data_that_draws_would_change_the_numbers():
     loader = planted.make_loader(planted.Drawing(), batch_size=8)
-    found = planted.make_model().diagnose(loader, seconds=5, **SETTINGS)
+    found = planted.make_model().diagnose(loader, seconds=10, **SETTINGS)
     assert argument_of(found, "workers").numbers == "changed"
     assert "reading it draws random numbers (random)" in argument_of(found, "workers").note
     assert "batch_transform" in argument_of(found, "resident").argument

@@ -148,7 +148,6 @@ class Examination:
         self.device_batches = [to_device(batch, self.device) for batch in self.reading.batches]
         facts = self._run_steps()
         found.step_flops, found.step_bytes = facts.flops, facts.num_bytes
-        self._measure_device()
         if self.device.type != "cpu":
             feed, batch = Feed(self.device), self.reading.batches[0]
             timing = time_calls(lambda: feed.move(batch), self.device, budget_seconds=0.2)
@@ -160,6 +159,7 @@ class Examination:
             found.notes.append(f"the number of batches is unknown; {_ASSUMED_BATCHES} are assumed")
         found.step_seconds = dict(self.base.seconds)
         self._sum_up_epoch()
+        self._measure_device()  # after what the epoch takes: its buffers alone can take a second
         changes = Changes(self)
         changes.try_all()
         found.bottleneck = name_bottleneck(found, self.reading, self.loader, changes.batch_gain)

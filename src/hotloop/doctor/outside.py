@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from hotloop.doctor.examination import Examination
 
 _LARGE_CHECKPOINT = 2**30  # bytes that no trial writes unasked
+_SLOW_DISK = 50 * 2**20  # bytes a second, as of a network's file system
 
 
 def time_saving(at: Examination) -> float:
     """Return the seconds for saving the weights, as after an epoch that was the best so far."""
     num_bytes = sum(tensor.nbytes for tensor in at.model.net.state_dict().values())
     own = type(at.model).save_ckpt.__module__ != "hotloop.model"
-    if own or num_bytes > _LARGE_CHECKPOINT or at.left < 0.1 * at.seconds:
+    if own or num_bytes > _LARGE_CHECKPOINT or not at.has_time(num_bytes / _SLOW_DISK):
         reason = "save_ckpt is your own" if own else "that would take too long"
         at.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")
         return 0.0

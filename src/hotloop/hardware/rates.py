@@ -18,7 +18,7 @@ _ACCELERATOR_COPY_BYTES = 2**30
 _TRANSFER_BYTES = 2**28
 _SMALLEST_SIDE, _LARGEST_SIDE = 256, {"cpu": 4096}
 _LARGEST_ACCELERATOR_SIDE = 8192
-_LONG_ENOUGH_SECONDS = 0.02  # a product this long hides what a call costs
+_LONG_ENOUGH_SECONDS = 0.005  # a product this long hides what a call costs
 _SHARE_OF_FREE_MEMORY = 0.25
 
 
@@ -103,7 +103,7 @@ def measure_matmul(
 ) -> float:
     """Return the operations a second of a product of two square matrices.
 
-    n x n times n x n is 2 n^3 operations. n doubles from 256 until one product takes 20 ms, to at
+    n x n times n x n is 2 n^3 operations. n doubles from 256 until one product takes 5 ms, to at
     most 4,096 on the CPU and 8,192 on an accelerator; the fastest product of all sizes counts.
 
     Args:

@@ -1,9 +1,13 @@
-"""The engine of CUDA graphs on a CPU: a capture that calls the step again."""
+"""The engines of CUDA graphs on a CPU: a capture that calls the step again."""
 
 from __future__ import annotations
 
+import torch
+from torch.utils import _pytree as pytree
+
 from hotloop.fitting.graph import graphed
 from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+from hotloop.fitting.graph.gradients import ReplayedGradients
 
 
 class CalledAgain:
@@ -14,8 +18,13 @@ class CalledAgain:
         self.results = function()
 
     def replay(self):
-        for kept, new in zip(self.results, self.function(), strict=True):
+        pairs = zip(tensors_of(self.results), tensors_of(self.function()), strict=True)
+        for kept, new in pairs:
             kept.copy_(new)
+
+
+def tensors_of(tree):
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def use_stand_in(monkeypatch, capture=CalledAgain):
@@ -23,7 +32,8 @@ def use_stand_in(monkeypatch, capture=CalledAgain):
     engines = []
 
     def build(step, leaves):
-        engines.append(CudaGraphEngine(step, leaves, capture))
+        kind = CudaGraphEngine if step.why_gradients is None else ReplayedGradients
+        engines.append(kind(step, leaves, capture))
         return engines[-1]
 
     monkeypatch.setattr(graphed, "build_engine", build)

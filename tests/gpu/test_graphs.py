@@ -106,6 +106,9 @@ def test_resnet18(capsys):
     {"mixed_precision": "bf16"},
     {"mixed_precision": "fp16"},
     {"gradient_accumulation_steps": 2},
+    {"gradient_accumulation_steps": 3, "clip_grad_norm": 0.1, "mixed_precision": "fp16"},
+    {"make_optimizer": lambda p: torch.optim.RMSprop(p, lr=0.01)},
+    {"make_optimizer": lambda p: torch.optim.NAdam(p, lr=0.01)},
     {"tf32": True},
     {"make_optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True)},
     {"make_optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
@@ -115,10 +118,13 @@ def test_resnet18(capsys):
     {"make_scheduler": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.05, total_steps=50)},
     {"metrics": {"auc": AUROC(task="multiclass", num_classes=2)}},
 ])  # fmt: skip
-def test_settings(options):
+def test_settings(options, capsys):
     animal = ZOO["conv, batchnorm, dropout"]
     eager = train(animal.make, animal.loader(), quiet=True, **options)
-    graphed = train(animal.make, animal.loader(), quiet=True, **{**options, "compile": True})
+    graphed = train(animal.make, animal.loader(), **{**options, "compile": True})
+    said = capsys.readouterr().out
+    assert ONE_GRAPH in said
+    assert EAGER not in said
     assert_same(eager, graphed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.diagnose import explain_non_finite, is_finite, is_out_of_memory
 from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
+from hotloop.fitting.graph.gradients import add_to_grad
 from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
@@ -121,18 +122,15 @@ class StepRunner:
             batch = options.narrow_inputs.prepare(batch, self._try_loss)
         if clock.detailed:
             clock.lap("transform")
-        trains = self.stage == "train" and self.optimizer is not None
         if options.graph is not None:
             num_builds = options.graph.num_builds
-            run_eagerly = self._train_eagerly if trains else self._evaluate
-            check_labels = self.compute_loss.label_range.check_like
-            output = options.graph.run(batch, run_eagerly, self.step_scheduler, check_labels)
+            output = options.graph.run(batch, self)
             loss: Any = self.read_loss(output.loss, batch)
             if options.graph.num_builds != num_builds:
                 clock.set_up()
             elif clock.detailed:
                 clock.lap("graph" if options.graph.replayed else "forward")
-        elif not trains:
+        elif not self.trains:
             output = self._evaluate(batch)
             loss = self.read_loss(output.loss, batch)
             if clock.detailed:
@@ -154,48 +152,66 @@ class StepRunner:
             losses[f"{self.stage}_{name}"] = _detach(value)
         return losses, {}
 
-    def _train_eagerly(self, batch: Any) -> StepOutput:
-        """Run forward, backward and the optimizer; the loss is a number where reading is free."""
+    @property
+    def trains(self) -> bool:
+        """Whether its steps are training steps."""
+        return self.stage == "train" and self.optimizer is not None
+
+    def run_eagerly(
+        self, batch: Any, before_update: Callable[[], None] | None = None
+    ) -> StepOutput:
+        """Run one batch without a graph and without metrics; in training, the optimizer as well.
+
+        Args:
+            batch: on the device.
+            before_update: called once the batch's gradients are there.
+
+        Returns:
+            What was computed; in training the loss is a number where reading it is free.
+        """
+        return self._train_eagerly(batch, before_update) if self.trains else self._evaluate(batch)
+
+    def _train_eagerly(
+        self, batch: Any, before_update: Callable[[], None] | None = None
+    ) -> StepOutput:
         self._samples_before = self._group_samples
-        clock = self.options.clock
         if self.options.on_non_finite != "stop":
             self._watched = self._watched or WatchedStep(self)
             return self._watched.train(batch)
-        micro_batches = self.options.micro_batches
-        if micro_batches is None:
+        if (
+            self.options.micro_batches is None
+        ):  # an optimize of the user's own, or several processes
             with self.accelerator.averaging():
-                output = self.forward(batch)
-                loss = self.read_loss(output.loss, batch)
-                if clock.detailed:
-                    clock.lap("forward")
-                self.optimize(output.loss, self.accelerator.batch_size(batch))
-            if clock.detailed:
-                clock.lap("optimizer")
-            return output.with_loss(loss)
+                output = self._forward_and(self.optimize, batch)
+        else:
+            output = self._add_gradients_of(batch, self.options.micro_batches)
+            if before_update is not None:
+                before_update()
+            self.finish_batch()
+        self.lap("optimizer")
+        return output
+
+    def _add_gradients_of(self, batch: Any, micro_batches: MicroBatches) -> StepOutput:
+        """Run forward and backward, in parts where the batch does not fit the memory."""
         failed = ""
         if micro_batches.num_parts == 1:
             micro_batches.note_buffers(self.net)
             try:
-                output = self.forward(batch)
-                loss = self.read_loss(output.loss, batch)
-                if clock.detailed:
-                    clock.lap("forward")
-                self.add_gradients(output.loss, self.accelerator.batch_size(batch))
+                return self._forward_and(self.add_gradients, batch)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 failed = str(error).splitlines()[0]
-            else:
-                self.finish_batch()
-                if clock.detailed:
-                    clock.lap("optimizer")
-                return output.with_loss(loss)
         if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
             micro_batches.make_room(self, batch, failed)
-        output = micro_batches.train(self, batch)
-        self.finish_batch()
-        self.lap("optimizer")
-        return output
+        return micro_batches.train(self, batch)
+
+    def _forward_and(self, use_loss: Callable[[torch.Tensor, int], None], batch: Any) -> StepOutput:
+        output = self.forward(batch)
+        loss = self.read_loss(output.loss, batch)
+        self.lap("forward")
+        use_loss(output.loss, self.accelerator.batch_size(batch))
+        return output.with_loss(loss)
 
     def lap(self, phase: str) -> None:
         """Count what the step did since the last lap as ``phase``'s, where it is timed in parts."""
@@ -250,15 +266,57 @@ class StepRunner:
             num_samples: of the whole batch.
             first: not a further part of a batch.
         """
-        accelerator = self.accelerator
-        if accelerator.gradient_accumulation_steps > 1:
-            self._first_samples = self._first_samples or num_samples
-            self._group_samples += num_samples if first else 0
+        if self.accelerator.gradient_accumulation_steps > 1:
+            if first:
+                self._count_in_group(num_samples)
             if num_samples != self._first_samples:
                 loss = loss * (num_samples / self._first_samples)
-        accelerator.backward_unscaled(loss)
-        if self.options.clock.detailed:
-            self.options.clock.lap("backward")
+        self.accelerator.backward_unscaled(loss)
+        self.lap("backward")
+
+    def _count_in_group(self, num_samples: int) -> None:
+        self._first_samples = self._first_samples or num_samples
+        self._group_samples += num_samples
+
+    @property
+    def begins_group(self) -> bool:
+        """Whether no batch before waits for the update."""
+        return not self._group_samples
+
+    def fits_group(self, batch: Any) -> bool:
+        """Tell whether a batch's gradients count as much as those of its group before it."""
+        return not self._first_samples or self.accelerator.batch_size(batch) == self._first_samples
+
+    def check_labels(self, preds: torch.Tensor | None) -> None:
+        """Look at a batch's labels, before a replay that gives predictions like these."""
+        self.compute_loss.label_range.check_like(preds)
+
+    def use_gradients(
+        self,
+        loss: torch.Tensor,
+        batch: Any,
+        params: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+    ) -> torch.Tensor | float:
+        """Go on from a batch's gradients, which a graph gave, as an eager step does.
+
+        Args:
+            loss: of the batch.
+            batch: on the device.
+            params: what the gradients are of.
+            gradients: scaled as ``backward`` leaves them; None for none.
+
+        Returns:
+            The loss, as a number where reading it is free.
+        """
+        value = self.read_loss(loss, batch)
+        self.lap("graph")
+        add_to_grad(params, gradients)
+        if self.accelerator.gradient_accumulation_steps > 1:
+            self._count_in_group(self.accelerator.batch_size(batch))
+        self.finish_batch()
+        self.lap("optimizer")
+        return value
 
     def drop_gradients(self) -> bool:
         """Drop what a failed backward pass left; False where earlier batches' would go too."""

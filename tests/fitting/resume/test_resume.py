@@ -398,7 +398,8 @@ def test_a_script_that_a_signal_stops_exits_as_resumable(tmp_path: Path, name: s
     assert RunFolder(tmp_path / "checkpoint.run").latest(pytest.fail).step == 1
 
 
-def test_a_compiled_run_goes_on_with_the_graph(tmp_path: Path):
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2}])
+def test_a_compiled_run_goes_on_with_the_graph(tmp_path: Path, settings: dict):
     def fit(folder: str, **options):
         torch.manual_seed(0)
         torch.set_num_threads(1)
@@ -407,7 +408,7 @@ def test_a_compiled_run_goes_on_with_the_graph(tmp_path: Path):
         model.lr_scheduler = None
         history = model.fit(
             loader, loader, epochs=3, ckpt_path=folder, compile=True, resume=True, quiet=True,
-            monitor="val_acc", mode="max", save_every_steps=7, **options,
+            monitor="val_acc", mode="max", save_every_steps=7, **settings, **options,
         )  # fmt: skip
         return fingerprint(model, history)
 

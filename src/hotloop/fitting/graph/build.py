@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients
 from hotloop.fitting.graph.inductor import compile_step
 from hotloop.fitting.graph.pure_step import PureStep
 from hotloop.fitting.graph.rounding import find_rounding
@@ -18,16 +19,20 @@ def build_engine(graphed: Any, leaves: Sequence[torch.Tensor]) -> Any:
     """Return a new engine for the run of a ``GraphedStep``.
 
     Raises:
+        UpdateError: there is one for forward, loss and gradients alone.
         DeclinedError: there is none for this device, net or optimizer.
     """
     kind = graphed.accelerator.device.type
+    updates = graphed.why_gradients is None
     if kind == "cpu":
-        return CompiledEngine(graphed, leaves)
+        return (CompiledEngine if updates else CompiledGradients)(graphed, leaves)
     if kind == "cuda":
         from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
         from hotloop.fitting.graph.replay import ReplayEngine
 
-        return (CudaGraphEngine if graphed.settings.trains else ReplayEngine)(graphed, leaves)
+        if not graphed.settings.trains:
+            return ReplayEngine(graphed, leaves)
+        return (CudaGraphEngine if updates else ReplayedGradients)(graphed, leaves)
     raise DeclinedError(f"there are no graphs on {kind}")
 
 
@@ -35,8 +40,11 @@ class CompiledEngine:
     """The whole step compiled by Inductor, on a CPU."""
 
     exact = False
+    updates = True
 
     def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
+        self.params: list[torch.Tensor] = []
+        self.gradients: list[Any] = []
         self.optimizer, self.module = graphed.optimizer, graphed.module
         self._updates = make_updates(self.optimizer)
         groups = [

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.engine import Engine
-from hotloop.fitting.graph.undo import random_state, undone
+from hotloop.fitting.graph.undo import random_state, same_values, undone
 
 _MORE_MOVED = 16.0  # what is made of rounding alone: the longest step beside another
 
@@ -19,8 +19,7 @@ _MORE_MOVED = 16.0  # what is made of rounding alone: the longest step beside an
 def compare(
     engine: Engine,
     leaves: Sequence[torch.Tensor],
-    batch: Any,
-    eager: Callable[[Any], StepOutput],
+    eager: Callable[[Callable[[], None] | None], StepOutput],
     device: torch.device,
 ) -> StepOutput:
     """Run one batch through the engine, undo it, run it eagerly, and compare everything changed.
@@ -29,31 +28,41 @@ def compare(
     whose gradients are shown to be nothing but rounding, should that be needed. What the engine
     gave waits on the host, so that the eager step has the device's memory.
 
+    Args:
+        engine: that ends with the update, or with gradients; then no parameter has one yet.
+        leaves: of the batch.
+        eager: runs the batch eagerly; calls what it is given once the gradients are there, before
+            the update.
+        device: where steps run.
+
     Raises:
         ComparedError: they differ, or that cannot be told; the eager step counts.
         DeclinedError: the engine failed; nothing has changed.
     """
     try:
-        found, random_engine, origins = _try_engine(engine, leaves, device)
+        found, origins = _try_engine(engine, leaves, device)
+    except DeclinedError:
+        raise
     except Exception as error:
         raise DeclinedError(f"a trial of it failed: {first_line(error)}") from error
-    output = eager(batch)
+    changed = _Changed(engine, device)
+    output = eager(None if engine.updates else changed.read)
     try:
+        if engine.updates:
+            changed.read()
         loss = torch.as_tensor(output.loss)
-        expected = _on_host([*_tensors((loss, output.preds)), *engine.state()])
-        if origins is None:
-            same = all(torch.equal(a, b.to(a.dtype)) for a, b in zip(expected, found, strict=True))
+        expected = [*_on_host(_tensors((loss, output.preds))), *changed.tensors()]
+        if engine.exact:
+            same = all(same_values(a, b.to(a.dtype)) for a, b in zip(expected, found, strict=True))
         else:
-            num_results = len(expected) - len(origins)
-            before = [torch.zeros_like(result) for result in expected[:num_results]] + origins
+            rest = expected[: len(expected) - len(origins)]
+            before = [torch.zeros_like(tensor) for tensor in rest] + origins
             triples = list(zip(before, expected, found, strict=True))
             same = _all_agree(triples, {})
             if not same:
                 masks = engine.find_rounding(origins, leaves)
-                masks = {num_results + place: mask for place, mask in masks.items()}
+                masks = {len(rest) + place: mask for place, mask in masks.items()}
                 same = _all_agree(triples, masks)
-        now = random_state(device)
-        same = same and all(torch.equal(a, b) for a, b in zip(random_engine, now, strict=True))
     except Exception as error:
         raise ComparedError(output) from error
     if not same:
@@ -61,23 +70,56 @@ def compare(
     return output
 
 
+class _Changed:
+    """What a step changed, on the host: gradients, random states, and the engine's state."""
+
+    def __init__(self, engine: Engine, device: torch.device) -> None:
+        self._engine, self._device = engine, device
+        self._tensors: list[torch.Tensor] = []
+        self._error: Exception | None = None
+
+    def read(self, gradients: Sequence[torch.Tensor | None] | None = None) -> None:
+        """Read all; an error is raised when it is asked for, for this runs inside a step.
+
+        Args:
+            gradients: of the engine's ``params``; those in ``.grad`` if not given.
+        """
+        try:
+            if gradients is None:
+                gradients = [param.grad for param in self._engine.params]
+            given = torch.tensor([gradient is not None for gradient in gradients])
+            self._tensors = _on_host([given, *_tensors(gradients)])
+            self._tensors += random_state(self._device)
+            self._tensors += _on_host(self._engine.state())
+        except Exception as error:  # noqa: BLE001 - is raised later
+            self._error = error
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return them in a fixed order, the engine's state at the end."""
+        if self._error is not None:
+            raise self._error
+        return self._tensors
+
+
 def _try_engine(
     engine: Engine, leaves: Sequence[torch.Tensor], device: torch.device
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor] | None]:
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Run a step of the engine and undo it.
 
     Returns:
-        Results and state after it, on the host; the random states after it; and the state before,
-        where a comparison needs that.
+        Results and all that was changed, on the host; and the state before, where a comparison
+        needs that.
     """
+    changed = _Changed(engine, device)
     with undone(engine.state, device) as before:
         engine.start()
         results = engine.step(leaves)
         engine.finish()
-        found = _on_host([*_tensors(results), *engine.state()])
-        random_engine = random_state(device)
-        origins = None if engine.exact else _on_host(before)
-    return found, random_engine, origins
+        changed.read(engine.gradients)
+        found = [*_on_host(_tensors(results)), *changed.tensors()]
+        origins = [] if engine.exact else _on_host(before)
+    engine.gradients = []  # they need the memory no longer
+    return found, origins
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ import torch
 from hotloop.fitting.device_rate import DeviceRate
 from hotloop.fitting.fused_kernels import adam_kernel, update_adam, update_sgd
 from hotloop.fitting.graph.capture import Capture, CudaCapture
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.updates import check_clipping, check_updatable
 
@@ -30,8 +30,9 @@ class CudaGraphEngine(ReplayEngine):
     """The whole training step as a CUDA graph, on the optimizer's own state.
 
     Raises:
-        DeclinedError: the optimizer has no fused kernel, the capture failed, or a replay does not
-            give bit for bit what the same function gives when it is called.
+        UpdateError: the optimizer has no fused kernel, or one that a graph does not call.
+        DeclinedError: the capture failed, or a replay does not give bit for bit what the same
+            function gives when it is called.
     """
 
     def __init__(
@@ -133,9 +134,9 @@ class _GroupStep:
         known = {id(p) for p in self.params}
         self.without_state = [p for p in self.listed if p.requires_grad and id(p) not in known]
         if not group.get("fused"):
-            raise DeclinedError("the optimizer does not use its fused kernel")
+            raise UpdateError("the optimizer does not use its fused kernel")
         if any(p.dtype == torch.float64 for p in self.params):
-            raise DeclinedError("a graph reads the learning rate in float32")
+            raise UpdateError("a graph reads the learning rate in float32")
         self._read_baked = operator.itemgetter(*(name for name in _BAKED if name in group))
         self.baked = self._baked()
         device = self.params[0].device if self.params else torch.device("cpu")
@@ -147,11 +148,11 @@ class _GroupStep:
         """Write the learning rate where it has changed.
 
         Raises:
-            DeclinedError: another hyperparameter has changed, which a graph does not see.
+            UpdateError: another hyperparameter has changed, which a graph does not see.
         """
         self.rate.of(float(self.group["lr"]))
         if self._baked() != self.baked:
-            raise DeclinedError("hyperparameters other than the learning rate change")
+            raise UpdateError("hyperparameters other than the learning rate change")
 
     def update(self, grads: list[Any]) -> None:
         """Call the kernel on those parameters that have a gradient."""

@@ -13,9 +13,15 @@ class Engine(Protocol):
 
     Attributes:
         exact: whether replaying gives bitwise what the eager step gives.
+        updates: whether it ends with the update, and not with the gradients.
+        params: what the gradients are of; none where it updates.
+        gradients: of the last step, new tensors; None where a parameter has none.
     """
 
     exact: bool
+    updates: bool
+    params: list[torch.Tensor]
+    gradients: list[Any]
 
     def start(self) -> None:
         """Take over from eager steps."""
@@ -30,7 +36,7 @@ class Engine(Protocol):
         """Tell whether tensors and settings are those that it was built for."""
 
     def state(self) -> list[torch.Tensor]:
-        """Return all tensors that a step changes: parameters, buffers, optimizer state."""
+        """Return all tensors that it may change: parameters, buffers, optimizer state."""
 
     def find_rounding(
         self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,12 +18,12 @@ from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.batch_places import BatchPlaces, versions_of
 from hotloop.fitting.graph.build import build_engine
 from hotloop.fitting.graph.compare import ComparedError, compare
-from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
+from hotloop.fitting.graph.declined import DeclinedError, MovedError, UpdateError, first_line
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.forms import as_plain, form_of, has_form, is_flat, is_plain
 from hotloop.fitting.graph.prover import Prover
 from hotloop.fitting.graph.pure_step import LossModule
-from hotloop.fitting.graph.supported import Hooks, check_supported
+from hotloop.fitting.graph.supported import Hooks, check_supported, why_gradients_alone
 from hotloop.fitting.graph.worth import Worth
 
 _MAX_BUILDS = 3
@@ -61,6 +61,40 @@ class GraphSettings:
     num_kept: int = 0
 
 
+class EagerStep(Protocol):
+    """The step that a graph takes the place of.
+
+    Attributes:
+        begins_group: whether no batch before it waits for the update.
+    """
+
+    @property
+    def begins_group(self) -> bool: ...  # noqa: D102
+
+    def run_eagerly(
+        self, batch: Any, before_update: Callable[[], None] | None = None
+    ) -> StepOutput:
+        """Run the whole step; its loss may be a number."""
+
+    def check_labels(self, preds: torch.Tensor | None) -> None:
+        """Look at a batch's labels, before a replay that gives predictions like these."""
+
+    def fits_group(self, batch: Any) -> bool:
+        """Tell whether a batch's gradients count as much as those of its group before it."""
+
+    def use_gradients(
+        self,
+        loss: torch.Tensor,
+        batch: Any,
+        params: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+    ) -> Any:
+        """Go on from a batch's gradients as an eager step does; return the loss as it does."""
+
+    def step_scheduler(self) -> None:
+        """Step the scheduler after an update."""
+
+
 class GraphedStep:
     """Runs steps of a stage through a graph once it is proven, built and compared; else eagerly.
 
@@ -83,11 +117,13 @@ class GraphedStep:
         self.num_replayed = 0
         self.replayed = False  # whether the last step was the graph's
         self.preds_like: torch.Tensor | None = None  # a step's predictions, without memory
+        self.why_gradients: str | None = None  # the graph ends with them, and the update is eager
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
         self._form: Any = None
         self._num_steps = self._num_builds = self._num_other_forms = 0
+        self._announced: set[bool] = set()  # by whether it updates
         self._running = self._checked = False
         self._goes_on = False  # with a run whose steps were the graph's
         self._steps_first = True  # an eager step is due before a graph is built
@@ -96,46 +132,39 @@ class GraphedStep:
         self._eager_form: tuple[Any, ...] | None = None  # of the last eager step
         self._saved_form: list[Any] | None = None  # of the graph that it goes on with
         self._hooks: Any = None
-        self._check_labels: Callable[[torch.Tensor | None], None] = _check_nothing
         self._places = BatchPlaces()
         self._worth = Worth(accelerator.device, settings.num_steps)
 
-    def run(
-        self,
-        batch: Any,
-        eager: Callable[[Any], StepOutput],
-        step_scheduler: Callable[[], None],
-        check_labels: Callable[[torch.Tensor | None], None] | None = None,
-    ) -> StepOutput:
+    def run(self, batch: Any, step: EagerStep) -> StepOutput:
         """Run one step.
 
         Args:
             batch: on the device.
-            eager: runs the step eagerly, scheduler included; its loss may be a number.
-            step_scheduler: called after a step that was not eager.
-            check_labels: called before one, with predictions like those that it will give.
+            step: what is run where the graph does not serve.
         """
         self._num_steps += 1
         self.replayed = False
         if self.reason is not None:
-            return eager(batch)
+            return step.run_eagerly(batch)
         leaves = batch if is_flat(batch) else pytree.tree_leaves(batch)
         if self._engine is None:
             self._places.note(leaves)
             if self._steps_first or not self.settings.is_settled():
                 self._steps_first = False
-                return self._run_eagerly(batch, leaves, eager)
-        self._check_labels = check_labels or _check_nothing
+                return self._run_eagerly(batch, leaves, step)
         output = None
         try:
             if self._engine is None and not self._is_due():
-                run = functools.partial(self._run_eagerly, batch, leaves, eager)
+                run = functools.partial(self._run_eagerly, batch, leaves, step)
                 timed: StepOutput = self._worth.time_eager(run)
                 return timed
-            return self._run(batch, leaves, eager, step_scheduler)
+            return self._run(batch, leaves, step)
         except ComparedError as differing:
             self._give_up(str(differing))
             output = differing.output
+        except UpdateError as declined:
+            self._drop_engine()
+            self.why_gradients = str(declined)
         except DeclinedError as declined:
             self._give_up(str(declined))
         except MovedError:
@@ -144,7 +173,8 @@ class GraphedStep:
         # outside the handlers, whose tracebacks hold on to a failed step's autograd graph
         if output is not None:
             return output
-        return self._run_eagerly(batch, leaves, eager) if self.reason is None else eager(batch)
+        goes_on = self.reason is None
+        return self._run_eagerly(batch, leaves, step) if goes_on else step.run_eagerly(batch)
 
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""
@@ -178,6 +208,7 @@ class GraphedStep:
         same = self.net is net and self.loss_fn is loss_fn and self.optimizer is optimizer
         if not same:
             self._drop_engine()
+            self.why_gradients = None
             self.net, self.loss_fn, self.optimizer = net, loss_fn, optimizer
 
     def finish(self) -> None:
@@ -191,33 +222,45 @@ class GraphedStep:
         self._drop_engine()
         self._module = self._prover = None
 
-    def _run(
-        self,
-        batch: Any,
-        leaves: Sequence[torch.Tensor],
-        eager: Callable[[Any], StepOutput],
-        step_scheduler: Callable[[], None],
-    ) -> StepOutput:
+    def _run(self, batch: Any, leaves: Sequence[torch.Tensor], step: EagerStep) -> StepOutput:
         started = time.perf_counter()
         if self._engine is not None and not has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
                 raise DeclinedError("its batches differ in shape")
             self.finish()
-            return eager(batch)
+            return step.run_eagerly(batch)
         if self._engine is None:
-            if not self._is_usual(leaves):
-                return self._run_eagerly(batch, leaves, eager)
+            if not self._is_usual(leaves) or not self._is_ready(step):
+                return self._run_eagerly(batch, leaves, step)
             self._form = form_of(leaves)
-            self._check_labels(self.preds_like)
-            return self._build(batch, leaves, eager, step_scheduler)
+            step.check_labels(self.preds_like)
+            return self._build(batch, leaves, step)
         self._num_other_forms = 0
         if not self._checked and not self._still_holds(leaves):
             self._drop_engine()
             self._steps_first = False  # this is that step: new parameters get their state
-            return self._run_eagerly(batch, leaves, eager)
-        self._check_labels(self.preds_like)
-        return self._replay(leaves, step_scheduler, started)
+            return self._run_eagerly(batch, leaves, step)
+        if not self._engine.updates and not step.fits_group(batch):
+            return step.run_eagerly(batch)
+        step.check_labels(self.preds_like)
+        return self._replay(batch, leaves, step, started)
+
+    def _is_ready(self, step: EagerStep) -> bool:
+        """Tell whether this step shows whether a graph does what the eager step does."""
+        if not self.settings.trains:
+            return True
+        accelerator = self.accelerator
+        if self.why_gradients is None:
+            self.why_gradients = why_gradients_alone(accelerator, self.optimizer)
+        if self.why_gradients is None or self._goes_on:
+            return True
+        if (
+            accelerator.scaler is not None
+            and not accelerator.scaler.state_dict()["_growth_tracker"]
+        ):
+            return False  # gradients overflowed in the last step, and may in this one
+        return step.begins_group
 
     def _is_usual(self, leaves: Sequence[Any]) -> bool:
         """Tell whether a batch has the form that a graph is to be made for.
@@ -240,13 +283,17 @@ class GraphedStep:
         return usual
 
     def _run_eagerly(
-        self, batch: Any, leaves: Sequence[Any], eager: Callable[[Any], StepOutput]
+        self,
+        batch: Any,
+        leaves: Sequence[Any],
+        step: EagerStep,
+        before_update: Callable[[], None] | None = None,
     ) -> StepOutput:
         """Run an eager step, and note what a graph has to know of it."""
         if all(not isinstance(leaf, torch.Tensor) or is_plain(leaf) for leaf in leaves):
             self._eager_form = form_of(leaves)
         before = versions_of(leaves)
-        output = eager(batch)
+        output = step.run_eagerly(batch, before_update)
         self._changes_batch |= versions_of(leaves) != before
         self._note_preds(output.preds)
         return output
@@ -257,22 +304,23 @@ class GraphedStep:
             self.preds_like = torch.empty_like(preds, device="meta", requires_grad=False)
 
     def _replay(
-        self,
-        leaves: Sequence[torch.Tensor],
-        step_scheduler: Callable[[], None],
-        started: float,
+        self, batch: Any, leaves: Sequence[torch.Tensor], step: EagerStep, started: float
     ) -> StepOutput:
-        if self._engine is None:
+        engine = self._engine
+        if engine is None:
             raise DeclinedError("it was not built")
         if not self._running:
-            self._engine.start()
+            engine.start()
             self._running = True
-        loss, preds = self._engine.step(leaves)
+        loss, preds = engine.step(leaves)
         self.num_replayed += 1
         self.replayed = True
-        if self.settings.trains:
+        if not engine.updates:
+            gradients, engine.gradients = engine.gradients, []
+            loss = step.use_gradients(loss, batch, engine.params, gradients)
+        elif self.settings.trains:
             self.optimizer._opt_called = True  # what a scheduler looks for
-            step_scheduler()
+            step.step_scheduler()
         output = StepOutput(loss, preds, self._module.labels(leaves))
         try:
             self._worth.judge(started)
@@ -291,7 +339,11 @@ class GraphedStep:
             self._begins = False
             check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
         elif self.settings.trains:
-            self._hooks.check(self.optimizer)
+            self._hooks.check()
+        if self.settings.trains and self.why_gradients is None:
+            self.why_gradients = why_gradients_alone(self.accelerator, self.optimizer)
+            if self.why_gradients is not None:
+                return False
         with self.accelerator.autocast():
             engine = self._engine
             return engine is not None and engine.is_current() and self._prover.still_holds(leaves)
@@ -302,13 +354,7 @@ class GraphedStep:
         self._engine = self.preds_like = None
         self._steps_first = True
 
-    def _build(
-        self,
-        batch: Any,
-        leaves: Sequence[torch.Tensor],
-        eager: Callable[[Any], StepOutput],
-        step_scheduler: Callable[[], None],
-    ) -> StepOutput:
+    def _build(self, batch: Any, leaves: Sequence[torch.Tensor], step: EagerStep) -> StepOutput:
         """Prove, build, and run this batch both ways; the eager one counts."""
         check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
         if self._changes_batch:
@@ -324,16 +370,28 @@ class GraphedStep:
         if not self._goes_on or device.type != "cpu":
             # else it was compared in the process that built it first, and its steps count, which
             # differ from eager ones by rounding
-            run = functools.partial(self._run_eagerly, leaves=leaves, eager=eager)
-            output = compare(engine, leaves, batch, run, device)
+            if any(param.grad is not None for param in engine.params):
+                raise DeclinedError("the optimizer does not set gradients to None")
+            run = functools.partial(self._run_eagerly, batch, leaves, step)
+            output = compare(engine, leaves, run, device)
             if self._changes_batch:
                 raise ComparedError(output, "net or loss change the batch in place")
         self._goes_on = False
         self._engine, self._checked = engine, not self.settings.check_every_step()
         seconds = time.perf_counter() - started
-        if self._num_builds == 1:
+        if engine.updates not in self._announced:
+            self._announced.add(engine.updates)
+            self._announce(engine, seconds)
+        return self._replay(batch, leaves, step, started) if output is None else output
+
+    def _announce(self, engine: Engine, seconds: float) -> None:
+        if engine.updates:
             self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
-        return self._replay(leaves, step_scheduler, started) if output is None else output
+        else:
+            self.settings.say(
+                f"compile: the {self._what} is one graph up to its gradients, built in "
+                f"{seconds:.1f} s; the update is eager, since {self.why_gradients}"
+            )
 
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
@@ -383,7 +441,3 @@ class GraphedStep:
         if not self._worth.has_begun:  # else it was looked at, and is once more when one is built
             check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
         return self._worth.is_known(self._num_steps)
-
-
-def _check_nothing(preds: torch.Tensor | None) -> None:
-    del preds

@@ -59,6 +59,62 @@ class LossModule(nn.Module):
         return pytree.tree_unflatten([leaves[place] for place in self.order], self.spec)
 
 
+class PureGradients:
+    """Forward, loss and gradients, without a side effect of its own.
+
+    Args:
+        module: net and loss.
+        params: those of its parameters that gradients are wanted of.
+        autocast: makes the context of forward and loss.
+
+    Attributes:
+        all_names: of the module's parameters and buffers, in order.
+        trained: the names of ``params``.
+        given: of each parameter, whether it has a gradient; known once this was called.
+    """
+
+    def __init__(
+        self,
+        module: LossModule,
+        params: Sequence[torch.Tensor],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.module, self.autocast = module, autocast
+        names = {id(tensor): name for name, tensor in _named(module)}
+        self.trained = [names[id(param)] for param in params]
+        self.all_names = [name for name, _ in _named(module)]
+        self.given: list[bool] = []
+
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
+        """Compute loss and predictions, detached, and the gradients that there are.
+
+        Args:
+            tensors: parameters and buffers, in the order of ``all_names``; forward writes into
+                buffers.
+            leaves: the batch's tensors.
+        """
+        loss, preds, grads = self.compute(tensors, leaves)
+        found = [grads[name] for name in self.trained]
+        self.given = [grad is not None for grad in found]
+        return loss, preds, [grad for grad in found if grad is not None]
+
+    def compute(
+        self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """Compute loss, predictions and the gradients by name, None where there is none."""
+        held = dict(zip(self.all_names, tensors, strict=True))
+        with torch.enable_grad():
+            for name in self.trained:
+                held[name] = held[name].detach().requires_grad_()
+            with self.autocast():
+                loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
+            params = [held[name] for name in self.trained]
+            found = torch.autograd.grad(loss, params, allow_unused=True)
+        return loss.detach(), detached(preds), dict(zip(self.trained, found, strict=True))
+
+
 class PureStep:
     """Forward, loss, gradients, clipping and update, without a side effect of its own.
 
@@ -78,11 +134,11 @@ class PureStep:
         clip_grad_norm: float | None,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.module, self.updates, self.groups = module, updates, groups
-        self.clip_grad_norm, self.autocast = clip_grad_norm, autocast
-        names = {id(tensor): name for name, tensor in _named(module)}
-        self.trained = [[names[id(param)] for param in group] for group in groups]
-        self.all_names = [name for name, _ in _named(module)]
+        self.updates, self.clip_grad_norm = updates, clip_grad_norm
+        self._gradients = PureGradients(module, [p for group in groups for p in group], autocast)
+        self.all_names = self._gradients.all_names
+        names = iter(self._gradients.trained)
+        self.trained = [[next(names) for _ in group] for group in groups]
 
     def __call__(
         self,
@@ -103,19 +159,11 @@ class PureStep:
             Loss and predictions, detached. With a loss that is not finite the parameters and the
             optimizer's state keep their values.
         """
-        held = dict(zip(self.all_names, tensors, strict=True))
-        originals = dict(held)
-        names = [name for group in self.trained for name in group]
-        with torch.enable_grad():
-            for name in names:
-                held[name] = held[name].detach().requires_grad_()
-            with self.autocast():
-                loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
-            found = torch.autograd.grad(loss, [held[name] for name in names], allow_unused=True)
-        grads: dict[Any, Any] = dict(zip(names, found, strict=True))
+        originals = dict(zip(self.all_names, tensors, strict=True))
+        loss, preds, grads = self._gradients.compute(tensors, leaves)
         if self.clip_grad_norm is not None:
             grads = clip_gradients(grads, self.clip_grad_norm)
-        ok = torch.isfinite(loss.detach())
+        ok = torch.isfinite(loss)
         for update, group, group_states, group_numbers in zip(
             self.updates, self.trained, states, numbers, strict=True
         ):
@@ -129,7 +177,7 @@ class PureStep:
                 param.detach().copy_(torch.where(ok, new_param, param))
                 for tensor, value in zip(state, new_state, strict=True):
                     tensor.copy_(torch.where(ok, value, tensor))
-        return loss.detach(), detached(preds)
+        return loss, preds
 
 
 def _named(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

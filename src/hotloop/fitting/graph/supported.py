@@ -9,9 +9,8 @@ from torch import nn
 
 from hotloop.distributed.processes import world_size
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.updates import check_updatable
-from hotloop.fitting.optimizers import steps_plainly
 
 
 def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, optimizer: Any) -> None:
@@ -32,8 +31,8 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
         raise DeclinedError("the net is compiled already")
     if optimizer is None:
         return
-    check_updatable(optimizer)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    groups = getattr(optimizer, "param_groups", [])
+    held = {id(p) for group in groups for p in group["params"]}
     own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
     others = [p for p in [*net.parameters(), *own] if id(p) not in held]
     left = sum(p.requires_grad and p.grad is not None for p in others)
@@ -42,11 +41,22 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
             f"the optimizer does not hold {left} parameters that gather gradients; "
             f"requires_grad_(False) freezes them"
         )
-    if accelerator.gradient_accumulation_steps > 1:
-        raise DeclinedError("gradients are accumulated over several batches")
-    if accelerator.scaler is not None:
+    if accelerator.scaler is not None and accelerator.device.type == "cpu":
         raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
-    Hooks(net, loss_fn).check(optimizer)
+    Hooks(net, loss_fn).check()
+
+
+def why_gradients_alone(accelerator: Accelerator, optimizer: Any) -> str | None:
+    """Return why a graph ends with the gradients; None where the update has a place in it."""
+    if accelerator.gradient_accumulation_steps > 1:
+        return "gradients are accumulated over several batches"
+    if accelerator.scaler is not None:
+        return "fp16 scales the loss"
+    try:
+        check_updatable(optimizer)
+    except UpdateError as error:
+        return str(error)
+    return None
 
 
 class Hooks:
@@ -62,14 +72,12 @@ class Hooks:
         self._modules += list(loss_fn.modules()) if isinstance(loss_fn, nn.Module) else []
         self._parameters = [p for m in self._modules for p in m.parameters(recurse=False)]
 
-    def check(self, optimizer: Any) -> None:
-        """Refuse them, and those of the optimizer.
+    def check(self) -> None:
+        """Refuse them.
 
         Raises:
             DeclinedError: says which.
         """
-        if not steps_plainly(optimizer):
-            raise DeclinedError("the optimizer has step hooks, or its step was replaced")
         for module in self._modules:
             if module._backward_hooks or module._backward_pre_hooks:
                 raise DeclinedError(f"{type(module).__name__} has backward hooks")

@@ -35,6 +35,17 @@ def undone(
             torch.cuda.set_rng_state(random[1], device)
 
 
+def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Tell whether tensors are equal, NaN being equal to NaN."""
+    if torch.equal(first, second):
+        return True
+    if first.shape != second.shape or not first.is_floating_point():
+        return False
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(
+        first.nan_to_num(), second.nan_to_num()
+    )
+
+
 def random_state(device: torch.device) -> list[torch.Tensor]:
     """Return torch's random states of the host and the device."""
     states = [torch.get_rng_state()]

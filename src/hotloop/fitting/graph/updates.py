@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.declined import UpdateError
 from hotloop.fitting.optimizers import steps_plainly
 
 
@@ -42,7 +42,7 @@ class AdamUpdate:
         self._steps = [state["step"] for state in states]
         counts = {int(step) for step in self._steps}
         if len(counts) > 1:
-            raise DeclinedError("its parameters have made different numbers of steps")
+            raise UpdateError("its parameters have made different numbers of steps")
         self._num_steps = counts.pop() if counts else 0
 
     def refresh(self) -> None:
@@ -132,7 +132,7 @@ def make_updates(optimizer: Any) -> list[Update]:
     """Return an update for each parameter group.
 
     Raises:
-        DeclinedError: see ``check_updatable``.
+        UpdateError: see ``check_updatable``.
     """
     check_updatable(optimizer)
     kind = _UPDATES[type(optimizer)]
@@ -143,19 +143,19 @@ def check_updatable(optimizer: Any) -> None:
     """Refuse optimizers whose step is not known here.
 
     Raises:
-        DeclinedError: another optimizer, or one with hooks or tensors as hyperparameters.
+        UpdateError: another optimizer, or one with hooks or tensors as hyperparameters.
     """
     if type(optimizer) not in _UPDATES:
-        raise DeclinedError(f"{type(optimizer).__name__} is not among Adam, AdamW and SGD")
+        raise UpdateError(f"{type(optimizer).__name__} is not among Adam, AdamW and SGD")
     if not steps_plainly(optimizer):
-        raise DeclinedError("the optimizer has step hooks, or its step was replaced")
+        raise UpdateError("the optimizer has step hooks, or its step was replaced")
     for group in optimizer.param_groups:
         if group.get("differentiable"):
-            raise DeclinedError("the optimizer is differentiable")
+            raise UpdateError("the optimizer is differentiable")
         if any(isinstance(value, torch.Tensor) for value in group.values()):
-            raise DeclinedError("the optimizer's learning rate is a tensor")
+            raise UpdateError("the optimizer's learning rate is a tensor")
         if isinstance(group.get("betas", (0.0,))[0], torch.Tensor):
-            raise DeclinedError("the optimizer's betas are tensors")
+            raise UpdateError("the optimizer's betas are tensors")
 
 
 def check_clipping(
@@ -164,12 +164,12 @@ def check_clipping(
     """Refuse clipping where the joint norm has other parts than the trained parameters.
 
     Raises:
-        DeclinedError: the net has parameters with gradients that the optimizer does not hold.
+        UpdateError: the net has parameters with gradients that the optimizer does not hold.
     """
     trained = {id(p) for group in groups for p in group}
     own = [p for p in net.parameters() if p.requires_grad]
     if clip_grad_norm is not None and {id(p) for p in own} != trained:
-        raise DeclinedError("clipping counts gradients that the optimizer does not use")
+        raise UpdateError("clipping counts gradients that the optimizer does not use")
 
 
 def structure(optimizer: Any) -> tuple[Any, ...]:

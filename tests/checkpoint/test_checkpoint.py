@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +44,51 @@ def test_missing_folders_are_made_and_files_are_readable_by_all(tmp_path):
     check_writable(target)
     write_atomically(target, lambda file: file.write(b"x"))
     assert target.stat().st_mode & 0o044 == 0o044
+
+
+WRITES_SLOWLY = """
+import sys
+from hotloop.checkpoint import write_atomically
+
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("begun", flush=True)
+    sys.stdin.readline()
+
+write_atomically("best[1].pt", write)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    def begin():
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITES_SLOWLY], cwd=tmp_path, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout.readline() == "begun\n"
+        return process
+
+    killed = begin()
+    (left,) = tmp_path.iterdir()
+    killed.kill()
+    killed.communicate()
+    check_writable(tmp_path / "best[1].pt")
+    assert left.exists()  # too young to be sure
+    with begin() as alive:
+        for path in tmp_path.iterdir():
+            os.utime(path, (time.time() - 3600,) * 2)
+        other = tmp_path / ".best1.pt.abc.tmp"
+        other.write_bytes(b"")
+        os.utime(other, (time.time() - 3600,) * 2)
+        check_writable(tmp_path / "best[1].pt")
+        assert not left.exists()
+        assert other.exists()
+        alive.communicate("go on\n")
+        assert alive.returncode == 0
+    assert (tmp_path / "best[1].pt").read_bytes() == b"half"
+    assert {path.name for path in tmp_path.iterdir()} == {"best[1].pt", other.name}
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w", "w.safetensors"])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from hotloop.errors import CheckpointError
+
+_SECONDS_UNTIL_LEFT = 60.0  # a file this old and not locked is nobody's
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -34,6 +38,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
         )
         with os.fdopen(descriptor, "wb") as file:
+            _lock(file)  # until it is closed, or its process ends
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -55,6 +60,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Find out before training, not after, whether ``path`` can be written.
 
+    What killed processes left of writing it is removed.
+
     Raises:
         CheckpointError: ``path`` is a folder, or its folder cannot be made or written to.
     """
@@ -67,12 +74,34 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
-            pass
+            _remove_left_behind(target)
     except OSError as error:
         raise CheckpointError(
             f"ckpt_path='{target}' cannot be written ({error.strerror or error}): "
             f"pass a ckpt_path in a folder you can write to."
         ) from error
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Remove temporary files of ``target`` that no process is writing any more."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # another's, or gone by now
+            is_old = time.time() - path.lstat().st_mtime > _SECONDS_UNTIL_LEFT
+            if is_old and not path.is_symlink():
+                with open(path, "r+b") as file:
+                    if _lock(file):
+                        path.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file for this process; False where another has it, or the system has no such locks."""
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows has another kind
+        return False
+    return True
 
 
 def _umask() -> int:

@@ -72,12 +72,12 @@ def test_the_users_choice_of_a_fused_optimizer_stands():
     net = make_mlp()
     for options in ({"fused": True}, {"foreach": True}, {"capturable": True}):
         optimizer = torch.optim.Adam(net.parameters(), **options)
-        assert not FusedOptimizer(optimizer, CPU).applies
+        assert not FusedOptimizer(optimizer, net, CPU).applies
 
     class Mine(torch.optim.Adam):
         pass
 
-    assert not FusedOptimizer(Mine(net.parameters()), CPU).applies
+    assert not FusedOptimizer(Mine(net.parameters()), net, CPU).applies
 
 
 class Flattens(nn.Module):
@@ -187,3 +187,39 @@ def test_final_accuracy_is_distributed_alike(images):
         differences.append(scores[1] - scores[0])
     spread = statistics.stdev(differences) / len(differences) ** 0.5
     assert abs(statistics.mean(differences)) <= 4 * spread + 0.01
+
+
+class SparseBag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 2, sparse=True)
+
+    def forward(self, tokens):
+        return self.table(tokens).sum(1)
+
+
+def test_sparse_gradients_and_parameters_with_gaps_have_their_own_kernels():
+    class Gaps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 80).reshape(8, 10)[:, ::2])
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, inputs):
+            return self.head((inputs @ self.weight).tanh())
+
+    torch.manual_seed(0)
+    tokens, rows = torch.randint(10, (64, 3)), torch.randn(64, 8)
+    labels = torch.randint(2, (64,))
+    for make, inputs in ((SparseBag, tokens), (Gaps, rows)):
+        results = []
+        for exact in (False, True):
+            torch.manual_seed(1)
+            net = make()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+            model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+            batches = [list(part) for part in zip(inputs.split(16), labels.split(16), strict=True)]
+            model.fit(batches, epochs=3, cpu=True, quiet=True, plot=False, exact=exact)
+            results.append([p.detach().clone() for p in net.parameters()])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)

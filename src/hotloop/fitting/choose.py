@@ -19,6 +19,7 @@ from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.narrow_inputs import NarrowInputs
+from hotloop.fitting.optimizers import runs_own_code
 from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
@@ -76,7 +77,7 @@ class Speedups:
         if is_users_own(model):
             return ""
         self._model, self._optimizer = model, model.optimizer
-        fused = FusedOptimizer(model.optimizer, self.device)
+        fused = FusedOptimizer(model.optimizer, model.net, self.device)
         self.fused = fused if fused.applies else None
         if compute is None and _has_plain_runners(model):
             self.unread_edges = UnreadEdges()  # else code of the user's runs inside a stage
@@ -103,6 +104,8 @@ class Speedups:
 
     def undo(self) -> None:
         """Leave net, optimizer and process as they were, but for what was trained."""
+        if self.graph is not None:
+            self.graph.tell_unused()
         for graph in (self.graph, self.val_graph):
             if graph is not None:
                 graph.close()
@@ -152,17 +155,18 @@ class Speedups:
             return
         common = self._graph_settings(model, train_source, say)
 
-        def runs_own_code() -> bool:
+        def check_every_step() -> bool:
             scheduler = type(model.lr_scheduler).__module__  # a callback may replace it
             is_torchs = scheduler.startswith(("torch.", "builtins"))
-            return transform is not None or not is_torchs or common.check_every_step()
+            own = transform is not None or not is_torchs or runs_own_code(model.optimizer)
+            return own or common.check_every_step()
 
         self.graph = GraphedStep(
             model.net,
             model.loss_fn,
             model.optimizer,
             accelerator,
-            dataclasses.replace(common, check_every_step=runs_own_code),
+            dataclasses.replace(common, check_every_step=check_every_step),
         )
         if val_source is not None and self.device.type == "cuda":
             self.val_graph = GraphedStep(

@@ -109,6 +109,24 @@ def steps_plainly(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def runs_own_code(optimizer: Any) -> bool:
+    """Tell whether a step runs code of the user's: an optimizer of their own, or hooks on it."""
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        return True
+    return "zero_grad" in optimizer.__dict__ or not steps_plainly(optimizer)
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's elements lie without gaps, each once, in whatever order."""
+    pairs = [(n, s) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    expected = 1
+    for count, stride in sorted(pairs, key=lambda pair: pair[1]):
+        if stride != expected:
+            return False
+        expected *= count
+    return True
+
+
 def follows_score(lr_scheduler: Any) -> bool:
     """Tell whether a scheduler takes the monitored score (``ReduceLROnPlateau``)."""
     return isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)

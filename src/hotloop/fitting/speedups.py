@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hotloop.fitting.draws import draw_as_before, draw_in_order, layout_works
+from hotloop.fitting.optimizers import is_dense
 
 # exact types: a subclass may do anything in its own step
 FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -26,10 +27,12 @@ class FusedOptimizer:
     ``fused`` computes what the plain loop over parameters computes, up to rounding.
     """
 
-    def __init__(self, optimizer: Any, device: torch.device) -> None:
+    def __init__(self, optimizer: Any, net: nn.Module, device: torch.device) -> None:
         self.optimizer = optimizer
         self._before: list[dict[str, Any]] = []
-        self.applies = self._can_be_fused(device)
+        # embeddings with sparse gradients, which fused kernels refuse
+        sparse = any(getattr(module, "sparse", False) is True for module in net.modules())
+        self.applies = not sparse and self._can_be_fused(device)
 
     def apply(self) -> None:
         """Turn ``fused`` on in every parameter group."""
@@ -59,7 +62,9 @@ class FusedOptimizer:
                 return False
             if isinstance(group.get("lr"), torch.Tensor):
                 return False
-            if not all(p.is_floating_point() and not p.is_sparse for p in group["params"]):
+            if not all(
+                p.is_floating_point() and not p.is_sparse and is_dense(p) for p in group["params"]
+            ):
                 return False
         return True
 

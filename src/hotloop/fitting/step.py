@@ -352,7 +352,8 @@ class StepRunner:
         if clip is not None:
             accelerator.unscale_gradients(optimizer)
         if self._group_samples > self._first_samples:
-            grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            groups = getattr(optimizer, "param_groups", [{"params": self.net.parameters()}])
+            grads = [p.grad for group in groups for p in group["params"]]
             torch._foreach_div_(
                 [grad for grad in grads if grad is not None],
                 self._group_samples / self._first_samples,

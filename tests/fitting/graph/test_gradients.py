@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from called_again import CalledAgain, use_stand_in
+from called_again import Recorded, use_stand_in
 from torch import nn
-from torchmetrics import Accuracy
+from torchmetrics import Accuracy, Metric
 from zoo import ZOO
 
 from hotloop import KerasModel
@@ -168,7 +168,7 @@ def test_gradients_are_new_tensors_of_their_own(kind):
     torch.manual_seed(0)
     net, batch = Shared(), [torch.randn(16, 8), torch.randn(16, 2)]
     graphed = make_graphed(net, batch, lambda preds, labels: (preds - labels).sum())
-    further = () if kind is CompiledGradients else (CalledAgain,)
+    further = () if kind is CompiledGradients else (Recorded,)
     engine = kind(graphed, batch, *further)
     held = []
     for step in range(3):
@@ -195,7 +195,7 @@ def test_the_scale_of_a_loss_scaler_is_read_in_each_step():
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.zeros(()))  # makes the scale
     graphed = make_graphed(net, batch, nn.CrossEntropyLoss(), scaler)
-    engine = ReplayedGradients(graphed, batch, CalledAgain)
+    engine = ReplayedGradients(graphed, batch, Recorded)
     assert scaler.get_scale() == 1024.0
     engine.step(batch)
     first = engine.gradients
@@ -236,3 +236,182 @@ def test_gradients_that_are_not_set_to_none_are_left_to_eager_steps(capsys):
     compiled = fit(make, compile=True)
     assert "since the optimizer does not set gradients to None" in capsys.readouterr().out
     assert_same(fit(make, quiet=True), compiled)
+
+
+def rebinds(parameters):
+    """An optimizer that gives weights another place in memory in each step."""
+
+    class Rebinds(SignDescent):
+        def step(self, closure=None):
+            for param in self.param_groups[0]["params"]:
+                if param.grad is not None:
+                    param.data = param.data - 0.1 * param.grad
+
+    return Rebinds(parameters)
+
+
+class Annealed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.tau = nn.Linear(8, 2), 1.0
+
+    def forward(self, inputs):
+        return self.layer(inputs) / self.tau
+
+
+def anneal(net, num_steps):
+    net.tau *= 1.05
+
+
+def freeze_in_mid_epoch(net, num_steps):
+    if num_steps == 6:
+        net.layer.bias.requires_grad_(False)
+
+
+def fit_own(make_net, make_optimizer, change=None, in_epoch=None, **options):
+    torch.manual_seed(0)
+    inputs, labels = ZOO["mlp"].make_rows()
+    net = make_net().double()
+    batches = [list(rows) for rows in zip(inputs.double().split(8), labels.split(8), strict=True)]
+    optimizer = make_optimizer(net.parameters())
+    metrics = options.pop("metrics", None)
+    model = KerasModel(net, options.pop("loss_fn", nn.CrossEntropyLoss()), metrics, optimizer)
+    if change is not None:
+        num_steps = []
+
+        def hook(optimizer, args, kwargs):
+            num_steps.append(1)
+            change(net, len(num_steps))
+
+        optimizer.register_step_post_hook(hook)
+
+    class Callback:
+        def on_train_epoch_end(self, model):
+            if in_epoch is not None and len(model.history["epoch"]) == 1:
+                in_epoch(model)
+
+    callbacks = [Callback()]
+    options = {"epochs": 3, "plot": False, "cpu": True, "callbacks": callbacks, **options}
+    history = model.fit(batches, **options)
+    numbers = history.drop(columns="epoch").to_numpy().tolist()
+    return numbers, [tensor.detach().clone() for tensor in net.state_dict().values()]
+
+
+def both_ways(monkeypatch, *arguments, **options):
+    """Compare compiled and replayed runs with eager ones."""
+    eager = fit_own(*arguments, quiet=True, **options)
+    assert_close(eager, fit_own(*arguments, compile=True, **options))
+    with monkeypatch.context() as patch:
+        use_stand_in(patch)
+        assert_same(eager, fit_own(*arguments, compile=True, **options))
+    return eager
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "change"), [(rebinds, None), (adam, anneal), (adam, freeze_in_mid_epoch)]
+)
+def test_what_an_optimizer_or_its_hooks_change_is_seen_in_the_next_step(
+    make_optimizer, change, monkeypatch
+):
+    both_ways(monkeypatch, Annealed, make_optimizer, change)
+
+
+def replace_head(model):
+    model.net[2] = nn.Linear(16, 2).double()
+    model.optimizer.param_groups[0]["params"] = list(model.net.parameters())
+
+
+def replace_parameter_in_place(model):
+    model.net[2].weight = nn.Parameter(model.net[2].weight.data)
+    model.optimizer.param_groups[0]["params"] = list(model.net.parameters())
+
+
+@pytest.mark.parametrize("change", [replace_head, replace_parameter_in_place])
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}])
+def test_parameters_that_take_the_place_of_others_are_trained(change, options, monkeypatch):
+    def make():
+        return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    both_ways(monkeypatch, make, lambda p: torch.optim.SGD(p, lr=0.1), None, change, **options)
+
+
+class InTuple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, inputs):
+        return (self.layer(inputs),)
+
+
+class FirstOfTuple(Metric):
+    """Reads predictions in the form that the net gives them."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, preds, labels):
+        self.total += preds[0].argmax(1).eq(labels).sum()
+
+    def compute(self):
+        return self.total
+
+
+@pytest.mark.parametrize("make_optimizer", [adam, lambda p: torch.optim.RMSprop(p, lr=0.01)])
+def test_predictions_keep_their_form(make_optimizer, monkeypatch):
+    def loss_fn(preds, labels):
+        return nn.functional.cross_entropy(preds[0], labels)
+
+    metrics = {"num_right": FirstOfTuple()}
+    numbers, _ = both_ways(monkeypatch, InTuple, make_optimizer, loss_fn=loss_fn, metrics=metrics)
+    assert numbers[-1][1] > 32
+
+
+def test_biases_before_batch_normalisation_are_no_hindrance(capsys):
+    """Their gradients are nothing but rounding, which two forms of a step have differently."""
+
+    def train(compile_it):
+        torch.manual_seed(2)
+        images, labels = torch.randn(192, 3, 12, 12), torch.randint(2, (192,))
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3),
+            nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2),
+        )  # fmt: skip
+        optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+        batches = [list(rows) for rows in zip(images.split(32), labels.split(32), strict=True)]
+        history = model.fit(batches, epochs=2, cpu=True, plot=False, compile=compile_it)
+        return torch.tensor(history["train_loss"].to_numpy())
+
+    eager, compiled = train(False), train(True)
+    assert UP_TO_GRADIENTS in capsys.readouterr().out
+    torch.testing.assert_close(eager, compiled, rtol=1e-3, atol=1e-4)
+
+
+class Duck:
+    """An optimizer with nothing but ``step`` and ``zero_grad``."""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+
+    def step(self):
+        with torch.no_grad():
+            for parameter in self.parameters:
+                parameter -= 0.1 * parameter.grad
+
+    def zero_grad(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2, "clip_grad_norm": 0.1}])
+def test_optimizers_of_any_kind(options, monkeypatch):
+    both_ways(monkeypatch, lambda: nn.Linear(8, 2), Duck, **options)
+
+
+def test_a_run_that_is_over_before_a_graph_is_made_says_so(capsys):
+    fit(sizes=(64,), epochs=1, compile=True)
+    assert "ran eagerly: the run was over before a graph was made" in capsys.readouterr().out
+    fit(sizes=(64,), epochs=1)
+    assert "compile:" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ import torch
 
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients
-from hotloop.fitting.graph.inductor import compile_step
+from hotloop.fitting.graph.inductor import compile_step, is_bare
 from hotloop.fitting.graph.pure_step import PureStep
 from hotloop.fitting.graph.rounding import find_rounding
 from hotloop.fitting.graph.updates import check_clipping, make_updates, structure
@@ -61,7 +61,8 @@ class CompiledEngine:
             graphed.accelerator.autocast,
         )
         self._structure = structure(self.optimizer)
-        self._requires_grad = [p.requires_grad for p in self.module.parameters()]
+        self._parameters = list(self.module.parameters())
+        self._requires_grad = [p.requires_grad for p in self._parameters]
         self._autocast_dtype = graphed.accelerator.precision.dtype
         for update in self._updates:
             update.refresh()
@@ -70,6 +71,7 @@ class CompiledEngine:
         self._layout = _layout(self._fixed)
         with torch.no_grad():
             self._call, self._spec = compile_step(step, [*arguments, list(leaves)])
+        self._is_bare = is_bare(self._spec)
 
     def start(self) -> None:
         """Take over the optimizer's count of steps."""
@@ -81,7 +83,7 @@ class CompiledEngine:
         for update in self._updates:
             update.refresh()
         results = self._call([*self._fixed, *leaves])
-        if len(results) == 2:
+        if self._is_bare:
             return results[0], results[1]
         return results[0], torch.utils._pytree.tree_unflatten(list(results), self._spec)[1]
 
@@ -97,7 +99,12 @@ class CompiledEngine:
         groups = self.optimizer.param_groups  # new ones where a state was loaded
         if any(u.group is not group for u, group in zip(self._updates, groups, strict=True)):
             return False
-        if [p.requires_grad for p in self.module.parameters()] != self._requires_grad:
+        parameters = list(self.module.parameters())
+        if len(parameters) != len(self._parameters):
+            return False
+        if any(now is not then for now, then in zip(parameters, self._parameters, strict=True)):
+            return False
+        if [p.requires_grad for p in parameters] != self._requires_grad:
             return False
         try:
             self._fixed = self._flat(self._arguments())

@@ -61,7 +61,11 @@ def compare(
             same = _all_agree(triples, {})
             if not same:
                 masks = engine.find_rounding(origins, leaves)
-                masks = {len(rest) + place: mask for place, mask in masks.items()}
+                num_results = len(_tensors((loss, output.preds)))
+                first = (
+                    len(rest) if engine.updates else num_results + 1
+                )  # beside what has gradients
+                masks = {first + place: mask for place, mask in masks.items()}
                 same = _all_agree(triples, masks)
     except Exception as error:
         raise ComparedError(output) from error

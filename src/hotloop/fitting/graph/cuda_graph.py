@@ -18,6 +18,7 @@ from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.updates import check_clipping, check_updatable
+from hotloop.fitting.optimizers import is_dense
 
 _BAKED = (
     "betas", "eps", "weight_decay", "momentum", "dampening", "amsgrad", "maximize", "nesterov",
@@ -92,6 +93,8 @@ def laid_out_like(param: torch.Tensor, grad: torch.Tensor | None) -> Any:
     """
     if grad is None or grad.stride() == param.stride():
         return grad
+    if not is_dense(param):
+        return grad.contiguous()
     return torch.empty_strided(
         param.shape, param.stride(), dtype=grad.dtype, device=grad.device
     ).copy_(grad)

@@ -41,7 +41,9 @@ class Engine(Protocol):
     def find_rounding(
         self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
     ) -> dict[int, torch.Tensor]:
-        """Find elements of the state that rounding alone decides on, by place; bool.
+        """Find elements that rounding alone decides on, bool: of the state by place.
+
+        Where it does not update, those of the gradients that there are, by place.
 
         Args:
             before: the state before a step, on the host.

@@ -15,9 +15,10 @@ from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.cuda_graph import laid_out_like
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.forms import is_plain
-from hotloop.fitting.graph.inductor import compile_step
+from hotloop.fitting.graph.inductor import compile_step, is_bare
 from hotloop.fitting.graph.pure_step import PureGradients
 from hotloop.fitting.graph.replay import ReplayEngine
+from hotloop.fitting.graph.rounding import find_rounding_of_gradients
 
 
 def add_to_grad(params: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
@@ -52,16 +53,19 @@ class CompiledGradients:
 
     def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
         self.module = graphed.module
+        self._parameters = list(self.module.parameters())  # held on to: an id is not used again
         self.params = _trained_of(self.module)
         self.gradients: list[Any] = []
         self._fixed = self._tensors()
         self._layout = self._describe()
-        pure = PureGradients(self.module, self.params, graphed.accelerator.autocast)
+        self._autocast_dtype = graphed.accelerator.precision.dtype
+        self._pure = pure = PureGradients(self.module, self.params, graphed.accelerator.autocast)
         with torch.no_grad():
             self._call, self._spec = compile_step(pure, [self._fixed, list(leaves)])
         self._given = pure.given
         self._num_gradients = sum(pure.given)
         self._shared: list[bool] | None = None  # of each gradient; known after the first call
+        self._is_bare = is_bare(self._spec)
 
     def start(self) -> None:
         """Nothing is held outside of the tensors themselves."""
@@ -83,7 +87,7 @@ class CompiledGradients:
             laid_out_like(param, next(own)) if given else None
             for param, given in zip(self.params, self._given, strict=True)
         ]
-        if len(results) == 2 + self._num_gradients:
+        if self._is_bare:
             return results[0], results[1]
         return results[0], torch.utils._pytree.tree_unflatten(results, self._spec)[1]
 
@@ -99,9 +103,9 @@ class CompiledGradients:
     def find_rounding(
         self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
     ) -> dict[int, torch.Tensor]:
-        """Find nothing: no update makes whole steps of what is rounding."""
-        del before, leaves
-        return {}
+        """Find elements of the gradients that there are that rounding alone decides on."""
+        dtype = self._autocast_dtype
+        return dict(enumerate(find_rounding_of_gradients(self._pure, before, leaves, dtype)))
 
     def _tensors(self) -> list[torch.Tensor]:
         # detached: the compiled function is no part of any other graph
@@ -110,7 +114,7 @@ class CompiledGradients:
     def _describe(self) -> tuple[Any, ...]:
         return (
             tuple((t.shape, t.stride(), t.dtype) for t in self._fixed),
-            tuple(p.requires_grad for p in self.module.parameters()),
+            tuple((id(p), p.requires_grad) for p in self.module.parameters()),
         )
 
 
@@ -193,5 +197,4 @@ class ReplayedGradients(ReplayEngine):
             scale.mul_(0.5)
 
     def _describe(self) -> tuple[Any, ...]:
-        scale = tuple(tensor.data_ptr() for tensor in self._scale())
-        return super()._describe(), tuple(id(param) for param in self._trained), scale
+        return super()._describe(), tuple(tensor.data_ptr() for tensor in self._scale())

@@ -186,6 +186,7 @@ class GraphedStep:
             "num_steps": self._num_steps,
             "reason": self.reason,
             "built": self._engine is not None or self._goes_on,
+            "why_gradients": self.why_gradients,
             "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
 
@@ -193,6 +194,7 @@ class GraphedStep:
         """Go on with another process's run: the steps that were the graph's there are it here."""
         self._num_steps, self.reason = state["num_steps"], state["reason"]
         self._goes_on, self._saved_form = state["built"], state.get("form")
+        self.why_gradients = state.get("why_gradients")
         # on CUDA an eager step is as good as the graph's, and tells what it needs to know
         self._steps_first = not self._num_steps or self.accelerator.device.type != "cpu"
 
@@ -217,6 +219,14 @@ class GraphedStep:
             self._engine.finish()
             self._running = False
 
+    def tell_unused(self) -> None:
+        """Say at the end of a run that asked for a graph if there never was one."""
+        asked = self.settings.mode is True and not self.settings.by_default
+        if asked and self._num_steps and not self._num_builds and self.reason is None:
+            self.settings.say(
+                f"compile: each {self._what} ran eagerly: the run was over before a graph was made"
+            )
+
     def close(self) -> None:
         """Let go of the graph and its memory; ``reason`` stays."""
         self._drop_engine()
@@ -231,7 +241,7 @@ class GraphedStep:
             self.finish()
             return step.run_eagerly(batch)
         if self._engine is None:
-            if not self._is_usual(leaves) or not self._is_ready(step):
+            if not (self._is_usual(leaves) and step.fits_group(batch) and self._is_ready(step)):
                 return self._run_eagerly(batch, leaves, step)
             self._form = form_of(leaves)
             step.check_labels(self.preds_like)
@@ -253,7 +263,7 @@ class GraphedStep:
         accelerator = self.accelerator
         if self.why_gradients is None:
             self.why_gradients = why_gradients_alone(accelerator, self.optimizer)
-        if self.why_gradients is None or self._goes_on:
+        if self.why_gradients is None or self._is_compared:
             return True
         if (
             accelerator.scaler is not None
@@ -367,9 +377,7 @@ class GraphedStep:
         self._hooks = Hooks(self.net, self.loss_fn)
         output = None
         device = self.accelerator.device
-        if not self._goes_on or device.type != "cpu":
-            # else it was compared in the process that built it first, and its steps count, which
-            # differ from eager ones by rounding
+        if not self._is_compared:
             if any(param.grad is not None for param in engine.params):
                 raise DeclinedError("the optimizer does not set gradients to None")
             run = functools.partial(self._run_eagerly, batch, leaves, step)
@@ -383,6 +391,14 @@ class GraphedStep:
             self._announced.add(engine.updates)
             self._announce(engine, seconds)
         return self._replay(batch, leaves, step, started) if output is None else output
+
+    @property
+    def _is_compared(self) -> bool:
+        """Whether a graph was compared in the process that built it first.
+
+        Its steps count then on a CPU, where they differ from eager ones by rounding.
+        """
+        return self._goes_on and self.accelerator.device.type == "cpu"
 
     def _announce(self, engine: Engine, seconds: float) -> None:
         if engine.updates:

@@ -91,6 +91,12 @@ def _compile(
     return draw_and_call, out_spec[0]
 
 
+def is_bare(spec: Any) -> bool:
+    """Tell of the structure of a step's results whether its predictions are one tensor."""
+    places = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return isinstance(places[1], int)
+
+
 @contextlib.contextmanager
 def _left_to_torch() -> Iterator[None]:
     """Let Inductor call some operators and write no code for them, inside the block."""

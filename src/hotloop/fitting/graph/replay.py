@@ -71,6 +71,7 @@ class ReplayEngine:
         self._num_kept = graphed.settings.num_kept
         self._ring: OutputRing | None = None
         self._num_failures = num_failures()
+        self._parameters = list(self.module.parameters())  # held on to: an id is not used again
         self._layout = self._describe()
         self._capture = self._record(capture)
         self._verify()
@@ -214,6 +215,7 @@ class ReplayEngine:
 
     def _describe(self) -> tuple[Any, ...]:
         return (
+            tuple(id(parameter) for parameter in self.module.parameters()),
             tuple(
                 (t.data_ptr(), t.shape, t.stride(), t.dtype, t.requires_grad) for t in self._held()
             ),

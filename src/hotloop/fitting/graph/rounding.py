@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from hotloop.fitting.graph.pure_step import PureStep
+from hotloop.fitting.graph.pure_step import PureGradients, PureStep
 from hotloop.fitting.graph.updates import AdamUpdate
 
 _NUM_TRIES = 4
@@ -22,10 +22,6 @@ def find_rounding(
 ) -> dict[int, torch.Tensor]:
     """Find elements whose gradients say nothing, where Adam makes whole steps of them.
 
-    The bias of a convolution before batch normalisation is one: its gradient is a sum that cancels.
-    The step is computed again, eagerly and on copies, with each weight moved by a few rounding
-    errors: what that changes by a twentieth of itself or more is rounding.
-
     Args:
         step: whose numbers (learning rate and so on) are those of this step.
         before: parameters and buffers, then the optimizer's tensors, as they were before it.
@@ -37,25 +33,77 @@ def find_rounding(
         elements are rounding.
     """
     places = _places_of_averages(step)
-    if not places:
-        return {}
+
+    def gradients_of(state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return _gradients(step, state, leaves, places)
+
+    params = [param for param, _, _ in places]
+    masks = _find_unsteady(gradients_of, before, params, autocast_dtype) if places else []
+    found = {}
+    for (param, average, _), mask in zip(places, masks, strict=True):
+        found[param] = found[average] = mask
+    return found
+
+
+def find_rounding_of_gradients(
+    compute: PureGradients,
+    before: Sequence[torch.Tensor],
+    leaves: Sequence[torch.Tensor],
+    autocast_dtype: torch.dtype | None,
+) -> list[torch.Tensor]:
+    """Find elements of gradients that say nothing.
+
+    Args:
+        compute: gives the gradients.
+        before: parameters and buffers, as they were before.
+        leaves: the batch's tensors.
+        autocast_dtype: of forward and loss; None for the weights' own.
+
+    Returns:
+        bool, for each gradient that there is: which elements are rounding.
+    """
+
+    def gradients_of(state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        values = [tensor.clone() for tensor in state]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return compute(values, leaves)[2]
+
+    params = [compute.all_names.index(name) for name in compute.trained]
+    return _find_unsteady(gradients_of, before, params, autocast_dtype)
+
+
+def _find_unsteady(
+    gradients_of: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
+    before: Sequence[torch.Tensor],
+    params: Sequence[int],
+    autocast_dtype: torch.dtype | None,
+) -> list[torch.Tensor]:
+    """Find elements of gradients that a few rounding errors change by a twentieth of themselves.
+
+    The bias of a convolution before batch normalisation is one: its gradient is a sum that cancels.
+    The gradients are computed again, eagerly and on copies, with each weight moved by some rounding
+    errors.
+
+    Args:
+        gradients_of: computes them for a state.
+        before: that state.
+        params: places of the weights in it.
+        autocast_dtype: of forward and loss; None for the weights' own.
+    """
     generator = torch.Generator().manual_seed(0)
-    plain = _gradients(step, before, leaves, places)
+    plain = gradients_of(before)
     spread = [torch.zeros_like(gradient) for gradient in plain]
     for _ in range(_NUM_TRIES):
         moved = list(before)
-        for param, _, _ in places:
+        for param in params:
             signs = torch.randint(0, 2, before[param].shape, generator=generator) * 2 - 1
             moved[param] = before[param] * (1 + _step_of(before[param], autocast_dtype) * signs)
-        other = _gradients(step, moved, leaves, places)
+        other = gradients_of(moved)
         spread = [
             torch.maximum(most, (gradient - first).abs())
             for most, gradient, first in zip(spread, other, plain, strict=True)
         ]
-    found = {}
-    for (param, average, _), most, gradient in zip(places, spread, plain, strict=True):
-        found[param] = found[average] = most >= _SHARE * gradient.abs()
-    return found
+    return [most >= _SHARE * first.abs() for most, first in zip(spread, plain, strict=True)]
 
 
 def _step_of(param: torch.Tensor, autocast_dtype: torch.dtype | None) -> float:

@@ -31,11 +31,12 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
         raise DeclinedError("the net is compiled already")
     if optimizer is None:
         return
-    groups = getattr(optimizer, "param_groups", [])
-    held = {id(p) for group in groups for p in group["params"]}
-    own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
-    others = [p for p in [*net.parameters(), *own] if id(p) not in held]
-    left = sum(p.requires_grad and p.grad is not None for p in others)
+    left = 0
+    if hasattr(optimizer, "param_groups"):  # else nobody knows what it holds
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        own = loss_fn.parameters() if isinstance(loss_fn, nn.Module) else ()
+        others = [p for p in [*net.parameters(), *own] if id(p) not in held]
+        left = sum(p.requires_grad and p.grad is not None for p in others)
     if left:
         raise DeclinedError(
             f"the optimizer does not hold {left} parameters that gather gradients; "

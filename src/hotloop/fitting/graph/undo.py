@@ -41,8 +41,9 @@ def same_values(first: torch.Tensor, second: torch.Tensor) -> bool:
         return True
     if first.shape != second.shape or not first.is_floating_point():
         return False
+    zeros = torch.zeros((), dtype=first.dtype, device=first.device)
     return torch.equal(first.isnan(), second.isnan()) and torch.equal(
-        first.nan_to_num(), second.nan_to_num()
+        torch.where(first.isnan(), zeros, first), torch.where(second.isnan(), zeros, second)
     )
 
 

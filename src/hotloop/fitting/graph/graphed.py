@@ -257,7 +257,12 @@ class GraphedStep:
         return self._replay(batch, leaves, step, started)
 
     def _is_ready(self, step: EagerStep) -> bool:
-        """Tell whether this step shows whether a graph does what the eager step does."""
+        """Tell whether this step shows whether a graph does what the eager step does.
+
+        Raises:
+            DeclinedError: the graph would end with the gradients, and nobody asked for one: it was
+                not measured on CUDA yet, where graphs are the default.
+        """
         if not self.settings.trains:
             return True
         accelerator = self.accelerator
@@ -265,6 +270,8 @@ class GraphedStep:
             self.why_gradients = why_gradients_alone(accelerator, self.optimizer)
         if self.why_gradients is None or self._is_compared:
             return True
+        if self.settings.by_default:
+            raise DeclinedError(self.why_gradients)
         if (
             accelerator.scaler is not None
             and not accelerator.scaler.state_dict()["_growth_tracker"]

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
+from benchmarks.jobs.job import Setting
+from benchmarks.jobs.mlp import make_mlp_job
 from hotloop import KerasModel
 
-_BATCH_SIZE = 64
+_BATCH_SIZE = 64  # the job's
 _NUM_EPOCHS = 4  # the first is not counted
 
 
@@ -66,13 +68,10 @@ class Stopwatch:
 
 def make(update: Update, rows: int) -> tuple[nn.Module, Any, DataLoader[Any]]:
     """Return net, optimizer and batches, always the same."""
+    job = make_mlp_job(Setting(torch.device("cpu")), rows, 0)
     torch.manual_seed(0)
-    inputs = torch.randn(rows, 20)
-    labels = (inputs.sum(1) > 0).long()
-    net = nn.Sequential(
-        nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)
-    )
-    loader = DataLoader(TensorDataset(inputs, labels), _BATCH_SIZE, shuffle=True)
+    net = job.make_net()
+    loader = DataLoader(job.train, job.batch_size, shuffle=True)
     return net, update.make_optimizer(net.parameters()), loader
 
 

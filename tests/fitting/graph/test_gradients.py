@@ -164,6 +164,8 @@ def make_graphed(net, batch, loss_fn, scaler=None, by_default=False):
     return graphed
 
 
+# Inductor imports torch.jit's old classes; fits leave its warnings out
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 @pytest.mark.parametrize("kind", [CompiledGradients, ReplayedGradients])
 def test_gradients_are_new_tensors_of_their_own(kind):
     torch.manual_seed(0)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.forms import form_of, identities_of
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients
-from hotloop.fitting.graph.inductor import compile_step, is_bare
+from hotloop.fitting.graph.inductor import compile_step, preds_reader
 from hotloop.fitting.graph.pure_step import PureStep
 from hotloop.fitting.graph.rounding import find_rounding
 from hotloop.fitting.graph.updates import check_clipping, make_updates, structure
@@ -61,17 +62,17 @@ class CompiledEngine:
             graphed.accelerator.autocast,
         )
         self._structure = structure(self.optimizer)
-        self._parameters = list(self.module.parameters())
-        self._requires_grad = [p.requires_grad for p in self._parameters]
+        self._parameters = list(self.module.parameters())  # held on to: an id is not used again
+        self._identities = identities_of(self.module)
         self._autocast_dtype = graphed.accelerator.precision.dtype
         for update in self._updates:
             update.refresh()
         arguments = self._arguments()
         self._fixed = self._flat(arguments)
-        self._layout = _layout(self._fixed)
+        self._form = form_of(self._fixed)
         with torch.no_grad():
-            self._call, self._spec = compile_step(step, [*arguments, list(leaves)])
-        self._is_bare = is_bare(self._spec)
+            self._call, spec = compile_step(step, [*arguments, list(leaves)])
+        self._preds_of = preds_reader(spec)
 
     def start(self) -> None:
         """Take over the optimizer's count of steps."""
@@ -83,9 +84,7 @@ class CompiledEngine:
         for update in self._updates:
             update.refresh()
         results = self._call([*self._fixed, *leaves])
-        if self._is_bare:
-            return results[0], results[1]
-        return results[0], torch.utils._pytree.tree_unflatten(list(results), self._spec)[1]
+        return results[0], self._preds_of(results)
 
     def finish(self) -> None:
         """Write the count of steps back."""
@@ -99,18 +98,13 @@ class CompiledEngine:
         groups = self.optimizer.param_groups  # new ones where a state was loaded
         if any(u.group is not group for u, group in zip(self._updates, groups, strict=True)):
             return False
-        parameters = list(self.module.parameters())
-        if len(parameters) != len(self._parameters):
-            return False
-        if any(now is not then for now, then in zip(parameters, self._parameters, strict=True)):
-            return False
-        if [p.requires_grad for p in parameters] != self._requires_grad:
+        if identities_of(self.module) != self._identities:
             return False
         try:
             self._fixed = self._flat(self._arguments())
         except KeyError:
             return False
-        return _layout(self._fixed) == self._layout
+        return form_of(self._fixed) == self._form
 
     def state(self) -> list[torch.Tensor]:
         """Return parameters, buffers and the optimizer's tensors."""
@@ -143,7 +137,3 @@ class CompiledEngine:
     @staticmethod
     def _flat(arguments: list[Any]) -> list[torch.Tensor]:
         return list(torch.utils._pytree.tree_leaves(arguments))
-
-
-def _layout(tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-    return tuple((t.shape, t.stride(), t.dtype) for t in tensors)

@@ -7,14 +7,13 @@ hyperparameters are looked at before each replay, and the optimizer's first step
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from hotloop.fitting.device_rate import DeviceRate
 from hotloop.fitting.fused_kernels import adam_kernel, update_adam, update_sgd
-from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.updates import check_clipping, check_updatable
@@ -36,19 +35,13 @@ class CudaGraphEngine(ReplayEngine):
             function gives when it is called.
     """
 
-    def __init__(
-        self,
-        graphed: Any,
-        leaves: Sequence[torch.Tensor],
-        capture: Callable[[Callable[[], Any]], Capture] = CudaCapture,
-    ) -> None:
+    def _prepare(self, graphed: Any) -> None:
         self.optimizer = graphed.optimizer
         self.clip_grad_norm = graphed.settings.clip_grad_norm
         check_updatable(self.optimizer)
         self._groups = [_GroupStep(self.optimizer, group) for group in self.optimizer.param_groups]
         held = [group.params for group in self._groups]
         check_clipping(self.clip_grad_norm, graphed.module.net, held)
-        super().__init__(graphed, leaves, capture)
 
     def state(self) -> list[torch.Tensor]:
         """Return parameters, buffers and the optimizer's tensors."""

@@ -37,6 +37,11 @@ def form_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
     )
 
 
+def identities_of(module: nn.Module) -> tuple[Any, ...]:
+    """Return which parameters a module has, and which are trained; for as long as they live."""
+    return tuple((id(parameter), parameter.requires_grad) for parameter in module.parameters())
+
+
 def has_form(leaves: Sequence[Any], form: tuple[Any, ...]) -> bool:
     """Tell whether ``form_of(leaves) == form``, quickly."""
     if len(leaves) != len(form):

@@ -6,16 +6,15 @@ over several batches, a loss scaler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.cuda_graph import laid_out_like
 from hotloop.fitting.graph.declined import DeclinedError
-from hotloop.fitting.graph.forms import is_plain
-from hotloop.fitting.graph.inductor import compile_step, is_bare
+from hotloop.fitting.graph.forms import form_of, identities_of, is_plain
+from hotloop.fitting.graph.inductor import compile_step, preds_reader
 from hotloop.fitting.graph.pure_step import PureGradients
 from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.rounding import find_rounding_of_gradients
@@ -61,11 +60,11 @@ class CompiledGradients:
         self._autocast_dtype = graphed.accelerator.precision.dtype
         self._pure = pure = PureGradients(self.module, self.params, graphed.accelerator.autocast)
         with torch.no_grad():
-            self._call, self._spec = compile_step(pure, [self._fixed, list(leaves)])
+            self._call, spec = compile_step(pure, [self._fixed, list(leaves)])
         self._given = pure.given
         self._num_gradients = sum(pure.given)
         self._shared: list[bool] | None = None  # of each gradient; known after the first call
-        self._is_bare = is_bare(self._spec)
+        self._preds_of = preds_reader(spec)
 
     def start(self) -> None:
         """Nothing is held outside of the tensors themselves."""
@@ -87,9 +86,7 @@ class CompiledGradients:
             laid_out_like(param, next(own)) if given else None
             for param, given in zip(self.params, self._given, strict=True)
         ]
-        if self._is_bare:
-            return results[0], results[1]
-        return results[0], torch.utils._pytree.tree_unflatten(results, self._spec)[1]
+        return results[0], self._preds_of(results)
 
     def is_current(self) -> bool:
         """Tell whether tensors are those that were compiled for."""
@@ -112,10 +109,7 @@ class CompiledGradients:
         return [t.detach() for t in (*self.module.parameters(), *self.module.buffers())]
 
     def _describe(self) -> tuple[Any, ...]:
-        return (
-            tuple((t.shape, t.stride(), t.dtype) for t in self._fixed),
-            tuple((id(p), p.requires_grad) for p in self.module.parameters()),
-        )
+        return form_of(self._fixed), identities_of(self.module)
 
 
 def _share_memory(tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> list[bool]:
@@ -142,17 +136,10 @@ class ReplayedGradients(ReplayEngine):
 
     updates = False
 
-    def __init__(
-        self,
-        graphed: Any,
-        leaves: Sequence[torch.Tensor],
-        capture: Callable[[Callable[[], Any]], Capture] = CudaCapture,
-    ) -> None:
+    def _prepare(self, graphed: Any) -> None:
         self._scaler = graphed.accelerator.scaler
         self._found: list[Any] = []
-        self._trained = _trained_of(graphed.module)
-        super().__init__(graphed, leaves, capture)
-        self.params = self._trained
+        self.params = _trained_of(graphed.module)
 
     def step(self, leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         """Replay the step on a batch."""
@@ -178,12 +165,12 @@ class ReplayedGradients(ReplayEngine):
             with self._autocast():
                 loss, preds = self.module(*self._leaves)
             scaled = loss if self._scaler is None else self._scaler.scale(loss)
-            found = torch.autograd.grad(scaled, self._trained, allow_unused=True)
+            found = torch.autograd.grad(scaled, self.params, allow_unused=True)
         if not all(gradient is None or is_plain(gradient) for gradient in found):
             raise DeclinedError("its gradients are not plain tensors")
         self._found = [
             laid_out_like(param, gradient)
-            for param, gradient in zip(self._trained, found, strict=True)
+            for param, gradient in zip(self.params, found, strict=True)
         ]
         return loss.detach(), preds
 

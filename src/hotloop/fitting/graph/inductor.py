@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -91,10 +92,12 @@ def _compile(
     return draw_and_call, out_spec[0]
 
 
-def is_bare(spec: Any) -> bool:
-    """Tell of the structure of a step's results whether its predictions are one tensor."""
+def preds_reader(spec: Any) -> Callable[[Sequence[torch.Tensor]], Any]:
+    """Return what reads the predictions, in their form, out of a compiled step's flat results."""
     places = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    return isinstance(places[1], int)
+    if isinstance(places[1], int):
+        return operator.itemgetter(1)  # one tensor, without a look at the structure
+    return lambda results: pytree.tree_unflatten(list(results), spec)[1]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from hotloop.fitting.graph.capture import (
     stream_for_warm_up,
 )
 from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
+from hotloop.fitting.graph.forms import identities_of
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import cloned, detached
 from hotloop.fitting.graph.undo import same_values, undone
@@ -60,6 +61,7 @@ class ReplayEngine:
     ) -> None:
         self.params: list[torch.Tensor] = []
         self.gradients: list[Any] = []
+        self._prepare(graphed)
         self.module = graphed.module
         self._precision = graphed.accelerator.precision
         self._fixed = graphed.stay_in_place(leaves)
@@ -75,6 +77,9 @@ class ReplayEngine:
         self._layout = self._describe()
         self._capture = self._record(capture)
         self._verify()
+
+    def _prepare(self, graphed: Any) -> None:
+        """Take note of what this kind of step needs, before anything is run."""
 
     def start(self) -> None:
         """Nothing is held outside of the tensors themselves."""
@@ -215,7 +220,7 @@ class ReplayEngine:
 
     def _describe(self) -> tuple[Any, ...]:
         return (
-            tuple(id(parameter) for parameter in self.module.parameters()),
+            identities_of(self.module),
             tuple(
                 (t.data_ptr(), t.shape, t.stride(), t.dtype, t.requires_grad) for t in self._held()
             ),

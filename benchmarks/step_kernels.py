@@ -18,10 +18,15 @@ from torch import nn
 
 from benchmarks.jobs import JOBS
 from benchmarks.jobs.job import Setting
+from hotloop.fitting.fused_kernels import in_pieces, update_adam
+from hotloop.fitting.graph.capture import CudaCapture
+from hotloop.fitting.graph.cuda_graph import laid_out_like
+from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
+from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.speedups import to_channels_last
 
 _NUM_REPLAYS = 200
-_NUM_LISTED = 14
+_NUM_LISTED = 24
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Variant:
         tuned: cuDNN tries its algorithms first (``torch.backends.cudnn.benchmark``).
         listed: list the kernels that take most.
         cut: without the rows and columns that no result depends on, as hotloop does it.
+        pieces: the fused update gets large tensors in pieces, as in hotloop's graphs.
+        inductor: forward, loss and gradients of Inductor's kernels, as ``compile="inductor"``.
     """
 
     channels_last: bool
@@ -43,29 +50,31 @@ class Variant:
     tuned: bool = False
     listed: bool = False
     cut: bool = False
+    pieces: bool = False
+    inductor: bool = False
 
 
+BF16, FP16 = torch.bfloat16, torch.float16
 VARIANTS = {
-    "nchw": Variant(False, listed=True),
+    "nchw": Variant(False),
     "nhwc": Variant(True, listed=True),
-    "nchw no tf32": Variant(False, tf32=False),
     "nhwc no tf32": Variant(True, tf32=False),
-    "nchw all tf32": Variant(False, tf32=True),
-    "nchw bench": Variant(False, tuned=True),
-    "nhwc bench": Variant(True, tuned=True),
-    "nchw bf16": Variant(False, dtype=torch.bfloat16),
-    "nhwc bf16": Variant(True, dtype=torch.bfloat16),
-    "nchw bf16 bench": Variant(False, dtype=torch.bfloat16, tuned=True),
-    "nhwc bf16 bench": Variant(True, dtype=torch.bfloat16, tuned=True, listed=True),
-    "nhwc fp16 bench": Variant(True, dtype=torch.float16, tuned=True),
-    "nchw cut": Variant(False, cut=True),
-    "nhwc cut": Variant(True, listed=True, cut=True),
-    "nhwc cut bf16 bench": Variant(True, dtype=torch.bfloat16, tuned=True, cut=True),
+    "nhwc all tf32": Variant(True, tf32=True),
+    "nhwc tuned": Variant(True, tuned=True),
+    "nhwc bf16": Variant(True, dtype=BF16),
+    "nhwc fp16": Variant(True, dtype=FP16),
+    "nhwc cut": Variant(True, cut=True),
+    "nhwc cut pieces": Variant(True, cut=True, pieces=True, listed=True),
+    "nhwc cut pieces bf16": Variant(True, dtype=BF16, cut=True, pieces=True),
+    "nhwc cut pieces inductor": Variant(True, cut=True, pieces=True, inductor=True, listed=True),
+    "nhwc cut pieces inductor bf16": Variant(
+        True, dtype=BF16, cut=True, pieces=True, inductor=True
+    ),
 }
 
 
-def capture_step(variant: Variant) -> torch.cuda.CUDAGraph:
-    """Return a graph of one training step on 128 images."""
+def make_step(variant: Variant) -> Callable[[], torch.Tensor]:
+    """Return one training step on 128 images, that reads what lies at fixed addresses."""
     device = torch.device("cuda")
     job = JOBS["image"].variants["image"](Setting(device, quick=True, image_data="digits"))
     torch.backends.cudnn.benchmark = variant.tuned
@@ -80,31 +89,50 @@ def capture_step(variant: Variant) -> torch.cuda.CUDAGraph:
         inputs, labels = to_channels_last((inputs, labels))
     if variant.cut:
         inputs = inputs[:, :, :26, :26]
-    loss_fn = nn.CrossEntropyLoss()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True, capturable=True)
+    params = list(net.parameters())
+    sketch = Sketch(
+        LossModule(net, nn.CrossEntropyLoss(), [inputs, labels]),
+        params,
+        [inputs, labels],
+        lambda: torch.autocast(
+            "cuda", variant.dtype, enabled=variant.dtype is not None, cache_enabled=False
+        ),
+        variant.dtype,
+    )
+    kernels = (InductorKernels if variant.inductor else TorchKernels)(sketch)
+    averages, squares = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    count, rate = torch.zeros((), device=device), torch.full((), 1e-3, device=device)
+    group = {"betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False}
 
-    def step() -> None:
-        enabled, dtype = variant.dtype is not None, variant.dtype or torch.bfloat16
-        with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
-            loss = loss_fn(net(inputs), labels)
-        loss.backward()
-        optimizer.step()
+    def step() -> torch.Tensor:
+        loss, _, found = kernels.run()
+        pairs = zip(params, found, strict=True)
+        grads = [laid_out_like(param, gradient) for param, gradient in pairs]
+        lists = [params, grads, averages, squares, [], [count] * len(params)]
+        count.add_(1)
+        with torch.no_grad():
+            pieces = in_pieces(lists) if variant.pieces else lists
+            update_adam(torch._fused_adam_, {**group, "maximize": False}, rate, *pieces)
+        return loss
 
+    return step
+
+
+def capture_step(variant: Variant) -> CudaCapture:
+    """Return a graph of one training step."""
+    step = make_step(variant)
     stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(4):
-            optimizer.zero_grad()
             step()
     torch.cuda.current_stream().wait_stream(stream)
-    optimizer.zero_grad()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph = CudaCapture(step)
+    graph.step = step  # type: ignore[attr-defined] # its tensors are what the graph reads
     return graph
 
 
-def time_replays(name: str, graph: torch.cuda.CUDAGraph) -> None:
+def time_replays(name: str, graph: Any) -> None:
     """Print what a replay takes on the device, and on the host."""
     for _ in range(10):
         graph.replay()
@@ -121,7 +149,7 @@ def time_replays(name: str, graph: torch.cuda.CUDAGraph) -> None:
     print(f"{name}: {microseconds:.0f} us a replay, host {host * 1e6:.0f} us", flush=True)
 
 
-def list_kernels(graph: torch.cuda.CUDAGraph, num_replays: int = 5) -> None:
+def list_kernels(graph: Any, num_replays: int = 5) -> None:
     """Print the kernels that take most, with microseconds and calls a step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(num_replays):
@@ -168,7 +196,9 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here.")
     for name, variant in VARIANTS.items():
+        started = time.perf_counter()
         graph = capture_step(variant)
+        print(f"{name}: made in {time.perf_counter() - started:.1f} s", flush=True)
         time_replays(name, graph)
         if variant.listed:
             list_kernels(graph)

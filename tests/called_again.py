@@ -9,8 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotloop.fitting.graph import graphed
-from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
-from hotloop.fitting.graph.gradients import ReplayedGradients
+from hotloop.fitting.graph.build import build_replayed
 
 
 class CalledAgain:
@@ -69,13 +68,21 @@ def tensors_of(tree):
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
-def use_stand_in(monkeypatch, capture=Recorded):
-    """Let fits with ``compile=True`` use it; return the list that its engines are added to."""
-    engines = []
+def use_stand_in(monkeypatch, capture=Recorded, inductor=False):
+    """Let fits with ``compile=True`` use it; return the list that its engines are added to.
+
+    Args:
+        capture: records a step.
+        inductor: as ``compile="inductor"`` has it on CUDA; needs ``CalledAgain``, since what
+            Inductor writes for a CPU calls no operators.
+    """
+    engines, known = [], []
 
     def build(step, leaves):
-        kind = CudaGraphEngine if step.why_gradients is None else ReplayedGradients
-        engines.append(kind(step, leaves, capture))
+        if step not in known:
+            known.append(step)
+            step.inductor = inductor
+        engines.append(build_replayed(step, leaves, capture))
         return engines[-1]
 
     monkeypatch.setattr(graphed, "build_engine", build)

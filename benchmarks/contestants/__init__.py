@@ -24,6 +24,7 @@ CONTESTANTS = (
     "hotloop_fp16",
     "hotloop_tf32",
     "hotloop_compile",
+    "hotloop_inductor",
     "torchkeras",
     "lightning",
     "keras3",

@@ -128,6 +128,77 @@ def test_settings(options, capsys):
     assert_same(eager, graphed)
 
 
+INDUCTORS = "with kernels of Inductor's"
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv, batchnorm, dropout", "transformer", "resnet"])
+def test_kernels_of_inductors(name, capsys):
+    animal = ZOO[name]
+    val = DataLoader(animal.loader().dataset, 12)  # with a short last batch
+    options = {"epochs": 2, "val": val}
+    eager = train(animal.make, animal.loader(), quiet=True, **options)
+    compiled = train(animal.make, animal.loader(), compile="inductor", **options)
+    said = capsys.readouterr().out
+    assert said.count(INDUCTORS) == 2
+    assert "left to torch" not in said
+    torch.testing.assert_close(eager[0], compiled[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("options", [
+    {"mixed_precision": "bf16"},
+    {"mixed_precision": "fp16"},
+    {"gradient_accumulation_steps": 2, "clip_grad_norm": 0.1},
+    {"make_optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)},
+])  # fmt: skip
+def test_settings_with_kernels_of_inductors(options, capsys):
+    make = make_dropouts
+    eager = train(make, ZOO["mlp"].loader(), quiet=True, **options)
+    compiled = train(make, ZOO["mlp"].loader(), compile="inductor", **options)
+    said = capsys.readouterr().out
+    assert INDUCTORS in said
+    assert "left to torch" not in said
+    torch.testing.assert_close(eager[0], compiled[0], rtol=2e-2, atol=2e-2)
+
+
+def make_dropouts():
+    """Masks that are drawn before the compiled step, of two shapes."""
+    return nn.Sequential(
+        nn.Linear(8, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 16), nn.Dropout(0.2),
+        nn.Linear(16, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("make_optimizer", [adam, lambda p: torch.optim.SGD(p, lr=0.1)])
+def test_updates_in_pieces(make_optimizer, capsys):
+    """A tensor that one block of threads would work off alone; bit for bit, its end too."""
+
+    def make():
+        return nn.Sequential(nn.Linear(8, 1023), nn.Tanh(), nn.Linear(1023, 61), nn.Linear(61, 2))
+
+    eager = train(make, ZOO["mlp"].loader(), make_optimizer, quiet=True)
+    graphed = train(make, ZOO["mlp"].loader(), make_optimizer, compile=True)
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert_same(eager, graphed)
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(layer, capsys):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.head = layer(8, 16, 2, batch_first=True), nn.Linear(16, 2)
+
+        def forward(self, inputs):
+            return self.head(self.layers(inputs)[0][:, -1])
+
+    eager = train(Recurrent, ZOO["lstm"].loader(), quiet=True)
+    graphed = train(Recurrent, ZOO["lstm"].loader(), compile=True)
+    assert ONE_GRAPH in capsys.readouterr().out
+    assert_same(eager, graphed)
+
+
 def test_short_last_batches():
     inputs, labels = ZOO["mlp"].make_rows()
     loader = DataLoader(TensorDataset(inputs, labels), 24)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from hotloop import KerasModel
 from hotloop.data.adapt import as_batches
 from hotloop.data.encoding import choose_encodings, same_bits
 from hotloop.data.resident import ResidentSource, make_source
+from hotloop.errors import LabelError
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,3 +61,23 @@ def test_every_byte_comes_back(divisor):
     codes = encoding.encode(values)
     assert codes.dtype == torch.uint8
     assert same_bits(encoding.decode(codes.to(device)).cpu(), values)
+
+
+def test_labels_out_of_range_are_seen_before_the_device_sees_them(small):
+    """Those of a Subset alone, and again after they were changed in place."""
+    inputs, labels = small[0], small[1].clone()
+    labels[-1] = 7
+    dataset = TensorDataset(inputs, labels)
+    net = nn.Linear(4, 2)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+    options = {"epochs": 3, "plot": False, "quiet": True}
+    model.fit(DataLoader(Subset(dataset, range(100)), 20), **options)
+    with pytest.raises(LabelError, match="from 0 to 7"):
+        model.fit(DataLoader(dataset, 20), **options)
+
+    class Spoils:
+        def on_train_epoch_end(self, model):
+            labels[3] = 5
+
+    with pytest.raises(LabelError, match="from 0 to 5"):
+        model.fit(DataLoader(Subset(dataset, range(100)), 20), callbacks=[Spoils()], **options)

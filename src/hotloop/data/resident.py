@@ -29,6 +29,9 @@ from hotloop.nested import iterate_leaves, map_leaves
 
 _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
 _READ_BATCH = 256
+# a larger copy from pageable memory waits for the device ("API synchronization behavior" in CUDA's
+# runtime API reference)
+_STAGED_BYTES = 1 << 15
 _NUM_REREAD = 64  # samples compared before the take-over
 _NUM_RECHECK = 4  # samples compared again each epoch
 _GATHER_BYTES = 1 << 18  # of small batches that are gathered at once, to stay in a cache
@@ -145,6 +148,7 @@ class ResidentSource(BatchSource):
         self._columns: list[Column] = []
         self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
         self._versions: list[tuple[torch.Tensor, int]] = []
+        self._label_values: torch.Tensor | None = None  # those that occur; of this data
         self._known_pure = is_known_pure(loader.dataset)
         self.given_up: str | None = None
         if self._known_pure:
@@ -189,7 +193,7 @@ class ResidentSource(BatchSource):
             return
         if any(tensor._version != version for tensor, version in self._versions):
             self._take_tensors()  # the user changed the tensors in place since
-        host_batch = self._host_labels()
+        host_batch = self._labels_that_occur()
         self.place.begin()
         if self.place.resumed is None or not self.place.resumed.ended:
             for batch in self._gathered():
@@ -232,14 +236,21 @@ class ResidentSource(BatchSource):
         """Return the size of a sample as the net gets it."""
         return sum(column.shape.numel() * column.dtype.itemsize for column in self._columns)
 
-    def _host_labels(self) -> Any:
-        """Return all labels in the place of a batch's, for the check of their range."""
+    def _labels_that_occur(self) -> Any:
+        """Return each label once, in the place of a batch's, for the check of their range."""
         labels = self._columns[-1]
         if self.device.type == "cpu" or type(self._template) is not list:
             return None
         if labels.dtype.is_floating_point:  # only class indices have a range
             return None
-        return [None, labels.encoding.decode(labels.codes).cpu()]
+        if self._label_values is None:
+            codes = (
+                labels.codes
+                if self._row_of is None
+                else labels.codes[self._row_of.to(labels.codes.device)]
+            )
+            self._label_values = torch.unique(labels.encoding.decode(codes)).cpu()
+        return [None, self._label_values]
 
     def _rows(self) -> Iterator[torch.Tensor]:
         try:
@@ -257,6 +268,8 @@ class ResidentSource(BatchSource):
         if self._row_of is not None:
             indices = self._row_of[indices]
         where = self._columns[0].codes.device
+        if where.type == "cuda" and indices.nbytes > _STAGED_BYTES:
+            indices = indices.pin_memory()
         indices = indices.to(where, non_blocking=True)
         columns = [column.gather(indices) for column in self._columns]
         if where != self.device:  # released, to make room on the device
@@ -280,7 +293,7 @@ class ResidentSource(BatchSource):
         if copied > self._budget:
             raise Declined(_over_budget(num_bytes, self._budget))
         self._columns = [Column.of_tensor(tensor, self.device) for tensor in tensors]
-        self._template = [None] * len(tensors)
+        self._template, self._label_values = [None] * len(tensors), None
         self._versions = [(tensor, tensor._version) for tensor in tensors]
 
     def _read_all(self) -> None:

@@ -202,6 +202,7 @@ class Speedups:
             say=say,
             is_settled=self.is_settled,
             by_default=settings.compile is None,
+            inductor=settings.compile == "inductor",
             keeps_preds=has_metrics or not standard,
             num_kept=held if standard and lets_go else 0,
         )

@@ -51,7 +51,7 @@ class FitSettings:
     exact: bool = False
     resident_budget: float | None = None
     batch_transform: Callable[..., Any] | None = None
-    compile: bool | Literal["auto"] | None = None
+    compile: bool | Literal["auto", "inductor"] | None = None
     tf32: bool | None = None
     saving: ResumeSettings = field(default_factory=ResumeSettings)
     tune: str | None = None
@@ -81,16 +81,17 @@ class FitSettings:
             return False
         if self.compile is None:
             return "auto" if device.type == "cuda" else False
-        return self.compile
+        return True if self.compile == "inductor" else self.compile
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, ("min", "max"))
         precision = "no" if self.mixed_precision is None else self.mixed_precision
         _check_choice("mixed_precision", precision, PRECISIONS)
         _check_choice("scheduler_interval", self.scheduler_interval, ("step", "epoch"))
-        if not is_one_of(self.compile, (True, False, "auto", None)):
+        if not is_one_of(self.compile, (True, False, "auto", "inductor", None)):
             raise SettingsError(
-                f"compile={self.compile!r} is not known: pass True, False, 'auto' or None."
+                f"compile={self.compile!r} is not known: pass True, False, 'auto', 'inductor' or "
+                f"None."
             )
         if not is_one_of(self.tf32, (True, False, None)):
             raise SettingsError(f"tf32={self.tf32!r} is not known: pass True, False or None.")
@@ -103,10 +104,10 @@ class FitSettings:
                 "trace_memory=True records the memory of traced steps, and none are: pass "
                 "trace_steps too, for instance trace_steps=(10, 20)."
             )
-        if self.compile is True and self.exact:
+        if is_one_of(self.compile, (True, "inductor")) and self.exact:
             raise SettingsError(
-                "compile=True and exact=True exclude each other, for a compiled step differs by "
-                "rounding: leave one of them out."
+                f"compile={self.compile!r} and exact=True exclude each other, for a compiled step "
+                f"differs by rounding: leave one of them out."
             )
         for name in ("epochs", "patience", "gradient_accumulation_steps"):
             _check_count(name, getattr(self, name))

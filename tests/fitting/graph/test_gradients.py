@@ -15,7 +15,6 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients, add_to_grad
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.graph.pure_step import LossModule
-from hotloop.fitting.step import StepOptions, StepRunner
 
 CPU = torch.device("cpu")
 UP_TO_GRADIENTS = "compile: the training step is one graph up to its gradients"
@@ -155,10 +154,10 @@ class Shared(nn.Module):
         return self.layer(inputs) + self.first + self.second + 0.5 * self.own.square().sum()
 
 
-def make_graphed(net, batch, loss_fn, scaler=None, by_default=False):
+def make_graphed(net, batch, loss_fn, scaler=None):
     accelerator = Accelerator(CPU)
     accelerator.scaler = scaler
-    settings = GraphSettings(True, None, None, lambda: False, print, by_default=by_default)
+    settings = GraphSettings(True, None, None, lambda: False, print)
     graphed = GraphedStep(net, loss_fn, adam(net.parameters()), accelerator, settings)
     graphed._module = LossModule(net, loss_fn, batch)
     return graphed
@@ -208,20 +207,6 @@ def test_the_scale_of_a_loss_scaler_is_read_in_each_step():
     assert engine.is_current()
     scaler._scale = scaler._scale.clone()
     assert not engine.is_current()
-
-
-def test_graphs_that_nobody_asked_for_have_the_update_in_them(capsys):
-    torch.manual_seed(0)
-    net, batch = ZOO["mlp"].make(), [torch.randn(16, 8), torch.randint(2, (16,))]
-    graphed = make_graphed(net, batch, nn.CrossEntropyLoss(), by_default=True)
-    optimizer = graphed.optimizer = torch.optim.RMSprop(net.parameters(), lr=0.01)
-    runner = StepRunner(net, nn.CrossEntropyLoss(), optimizer=optimizer)
-    runner.options = StepOptions(graph=graphed)
-    for _ in range(4):
-        runner(batch)
-    assert "RMSprop" in graphed.reason
-    assert not graphed.num_builds
-    assert not capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight(monkeypatch):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.graph.capture import Capture, CudaCapture
+from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
+from hotloop.fitting.graph.declined import DeclinedError, UpdateError, first_line
 from hotloop.fitting.graph.forms import form_of, identities_of
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients
 from hotloop.fitting.graph.inductor import compile_step, preds_reader
+from hotloop.fitting.graph.kernels import InductorKernels
 from hotloop.fitting.graph.pure_step import PureStep
+from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.rounding import find_rounding
 from hotloop.fitting.graph.updates import check_clipping, make_updates, structure
 
@@ -28,13 +32,39 @@ def build_engine(graphed: Any, leaves: Sequence[torch.Tensor]) -> Any:
     if kind == "cpu":
         return (CompiledEngine if updates else CompiledGradients)(graphed, leaves)
     if kind == "cuda":
-        from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
-        from hotloop.fitting.graph.replay import ReplayEngine
-
-        if not graphed.settings.trains:
-            return ReplayEngine(graphed, leaves)
-        return (CudaGraphEngine if updates else ReplayedGradients)(graphed, leaves)
+        return build_replayed(graphed, leaves)
     raise DeclinedError(f"there are no graphs on {kind}")
+
+
+def build_replayed(
+    graphed: Any,
+    leaves: Sequence[torch.Tensor],
+    capture: Callable[[Callable[[], Any]], Capture] = CudaCapture,
+) -> Any:
+    """Return an engine that replays a captured step: of Inductor's kernels, where these are wanted.
+
+    Where Inductor fails, it is torch's kernels that are captured, and the ``GraphedStep`` is told.
+
+    Args:
+        graphed: the run's ``GraphedStep``.
+        leaves: the tensors of one batch.
+        capture: records the step.
+
+    Raises:
+        UpdateError: as of ``build_engine``.
+        DeclinedError: likewise.
+    """
+    kind: Any = ReplayEngine
+    if graphed.settings.trains:
+        kind = CudaGraphEngine if graphed.why_gradients is None else ReplayedGradients
+    if graphed.inductor:
+        try:
+            return kind(graphed, leaves, capture, InductorKernels)
+        except UpdateError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a compiler may raise anything
+            graphed.leave_inductor(first_line(error))
+    return kind(graphed, leaves, capture)
 
 
 class CompiledEngine:

@@ -7,13 +7,13 @@ hyperparameters are looked at before each replay, and the optimizer's first step
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from hotloop.fitting.device_rate import DeviceRate
-from hotloop.fitting.fused_kernels import adam_kernel, update_adam, update_sgd
+from hotloop.fitting.fused_kernels import adam_kernel, in_pieces, update_adam, update_sgd
 from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.replay import ReplayEngine
 from hotloop.fitting.graph.updates import check_clipping, check_updatable
@@ -40,6 +40,8 @@ class CudaGraphEngine(ReplayEngine):
         self.clip_grad_norm = graphed.settings.clip_grad_norm
         check_updatable(self.optimizer)
         self._groups = [_GroupStep(self.optimizer, group) for group in self.optimizer.param_groups]
+        self._params = [p for group in self._groups for p in group.params]
+        self._new = [p for group in self._groups for p in group.without_state]
         held = [group.params for group in self._groups]
         check_clipping(self.clip_grad_norm, graphed.module.net, held)
 
@@ -47,13 +49,28 @@ class CudaGraphEngine(ReplayEngine):
         """Return parameters, buffers and the optimizer's tensors."""
         return super().state() + [tensor for group in self._groups for tensor in group.tensors()]
 
+    def find_rounding(
+        self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Find those of the parameters, and of Adam's averages of gradients."""
+        del leaves  # they lie in their places
+        masks = self._kernels.find_rounding(before)
+        places = {id(tensor): place for place, tensor in enumerate(self._held())}
+        found = {places[of]: mask for of, mask in masks.items() if of in places}
+        place = len(places)
+        for group in self._groups:
+            for param, name in group.named_state():
+                if name == "exp_avg" and id(param) in masks:
+                    found[place] = masks[id(param)]
+                place += 1
+        return found
+
+    def _trained(self) -> list[torch.Tensor] | None:
+        return [*self._params, *self._new]
+
     def _compute(self) -> tuple[torch.Tensor, Any]:
-        with torch.enable_grad():
-            with self._autocast():
-                loss, preds = self.module(*self._leaves)
-            params = [p for group in self._groups for p in group.params]
-            new = [p for group in self._groups for p in group.without_state]
-            found = torch.autograd.grad(loss, [*params, *new], allow_unused=True)
+        loss, preds, found = self._kernels.run()
+        params = self._params
         if any(grad is not None for grad in found[len(params) :]):
             raise DeclinedError("the optimizer has no state yet for a parameter with a gradient")
         found = found[: len(params)]
@@ -63,7 +80,7 @@ class CudaGraphEngine(ReplayEngine):
         with torch.no_grad():
             for group in self._groups:
                 group.update([grads[id(p)] for p in group.params])
-        return loss.detach(), preds
+        return loss, preds
 
     def _before_replay(self) -> None:
         for group in self._groups:
@@ -160,20 +177,25 @@ class _GroupStep:
         group, rate = self.group, self.rate.tensor
         if self._kernel is None:
             buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
-            update_sgd(group, rate, params, found, buffers)
+            update_sgd(group, rate, *in_pieces([params, found, buffers]))
             return
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         averages, squares = ([state[name] for state in states] for name in _AVERAGES)
         largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
-        update_adam(self._kernel, group, rate, params, found, averages, squares, largest, steps)
+        pieces = in_pieces([params, found, averages, squares, largest, steps])
+        update_adam(self._kernel, group, rate, *pieces)
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the state of all parameters."""
+        return [self.optimizer.state[param][name] for param, name in self.named_state()]
+
+    def named_state(self) -> list[tuple[torch.Tensor, str]]:
+        """Return the parameter and the name of each of ``tensors()``."""
         return [
-            value
+            (param, name)
             for param in self.params
-            for value in self.optimizer.state.get(param, {}).values()
+            for name, value in self.optimizer.state.get(param, {}).items()
             if isinstance(value, torch.Tensor)
         ]
 

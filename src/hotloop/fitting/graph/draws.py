@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError
+from hotloop.fitting.optimizers import is_dense
 
 # what a traced operator, which only looks at its first tensor's form, is in the eager step: this
 # fills that tensor, in the order of memory, of which the traced one knows nothing
@@ -26,6 +27,7 @@ _LIKES = (
     torch.ops.aten.randint_like.low_dtype,
     torch.ops.aten.randn_like.default,
 )
+_DROPOUT = torch.ops.aten.native_dropout.default  # of CUDA: draws a mask and applies it
 
 
 def take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tensor]]:
@@ -46,18 +48,43 @@ def take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tenso
         draws.append(draw)
         with graph.graph.inserting_after(last_input):
             last_input = graph.graph.placeholder(node.name)
+        if node.target is _DROPOUT:
+            last_input.meta["val"] = node.meta["val"][1]
+            _apply_mask(graph.graph, node, last_input)
+            continue
         last_input.meta["val"] = _form_of(node) if node.target in _FILLS else node.meta["val"]
         node.replace_all_uses_with(last_input)
         graph.graph.erase_node(node)
-    if len(left) > 1:
+    # on CUDA each stays one kernel, in this order (attention with dropout is one)
+    if len(left) > 1 and pytree.tree_leaves(left[0].meta["val"])[0].device.type == "cpu":
         raise DeclinedError(f"what {left[0].target} draws depends on other numbers")
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return draws
 
 
+def _apply_mask(graph: torch.fx.Graph, node: Any, mask: torch.fx.Node) -> None:
+    """Put products of a drawn mask in the place of a dropout."""
+    inputs, probability, _ = node.args
+    scale = 0.0 if probability == 1 else 1 / (1 - probability)
+    with graph.inserting_before(node):
+        kept = graph.call_function(torch.ops.aten.mul.Tensor, (inputs, mask))
+        scaled = graph.call_function(torch.ops.aten.mul.Tensor, (kept, scale))
+    kept.meta["val"] = scaled.meta["val"] = node.meta["val"][0]
+    for user in list(node.users):
+        user.replace_all_uses_with(mask if user.args[1] else scaled)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
 def _is_random(node: torch.fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    target: Any = node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return False
+    names = [argument.name for argument in target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    is_off = "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0  # attention
+    return not is_off and not (target is _DROPOUT and not given["train"])
 
 
 def _form_of(node: Any) -> torch.Tensor:
@@ -69,6 +96,8 @@ def _form_of(node: Any) -> torch.Tensor:
 def _as_draw(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
     """Return a function that draws what a node draws; None where that depends on other numbers."""
     target: Any = node.target
+    if target is _DROPOUT:
+        return _as_mask(node)
     needs_form = target in _FILLS or target in _LIKES
     rest = node.args[1:] if needs_form else node.args
     leaves = pytree.tree_leaves([rest, dict(node.kwargs)])
@@ -83,5 +112,21 @@ def _as_draw(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
         empty = torch.empty_strided(shape, strides, dtype=dtype, device=device)
         drawn: torch.Tensor = fill(empty, *rest, **node.kwargs)
         return drawn
+
+    return draw
+
+
+def _as_mask(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
+    """Return a function that draws a dropout's mask; None where that is not possible before."""
+    _, probability, _ = node.args
+    form = _form_of(node)
+    shape, strides, dtype, device = tuple(form.shape), form.stride(), form.dtype, form.device
+    if not is_dense(form):
+        return None
+
+    def draw() -> torch.Tensor:
+        anything = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        mask: torch.Tensor = _DROPOUT(anything, probability, True)[1]
+        return mask
 
     return draw

@@ -154,25 +154,31 @@ class ReplayedGradients(ReplayEngine):
 
     def state(self) -> list[torch.Tensor]:
         """Return parameters, buffers and the scale of the loss."""
-        return super().state() + self._scale()
+        scale = self._scale()
+        return super().state() + ([] if scale is None else [scale])
 
-    def _scale(self) -> list[torch.Tensor]:
-        scale = getattr(self._scaler, "_scale", None)
-        return [] if scale is None else [scale]
+    def find_rounding(
+        self, before: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Find elements of the gradients that there are that rounding alone decides on."""
+        del leaves  # they lie in their places
+        return dict(enumerate(self._kernels.find_rounding(before).values()))
+
+    def _trained(self) -> list[torch.Tensor] | None:
+        return self.params
+
+    def _scale(self) -> torch.Tensor | None:
+        return getattr(self._scaler, "_scale", None)
 
     def _compute(self) -> tuple[torch.Tensor, Any]:
-        with torch.enable_grad():
-            with self._autocast():
-                loss, preds = self.module(*self._leaves)
-            scaled = loss if self._scaler is None else self._scaler.scale(loss)
-            found = torch.autograd.grad(scaled, self.params, allow_unused=True)
+        loss, preds, found = self._kernels.run()
         if not all(gradient is None or is_plain(gradient) for gradient in found):
             raise DeclinedError("its gradients are not plain tensors")
         self._found = [
             laid_out_like(param, gradient)
             for param, gradient in zip(self.params, found, strict=True)
         ]
-        return loss.detach(), preds
+        return loss, preds
 
     def _run(self) -> tuple[Any, ...]:
         results = super()._run()
@@ -180,8 +186,10 @@ class ReplayedGradients(ReplayEngine):
         return (*results, found)
 
     def _change_numbers(self) -> None:
-        for scale in self._scale():
+        scale = self._scale()
+        if scale is not None:
             scale.mul_(0.5)
 
     def _describe(self) -> tuple[Any, ...]:
-        return super()._describe(), tuple(tensor.data_ptr() for tensor in self._scale())
+        scale = self._scale()
+        return super()._describe(), None if scale is None else scale.data_ptr()

@@ -45,6 +45,7 @@ class GraphSettings:
         is_settled: tells whether the number of threads is decided, which a graph is made for.
         by_default: the user asked for nothing, and is told only of a graph that was tried.
         keeps_preds: whether anybody reads the predictions of a step.
+        inductor: whether Inductor writes a replayed graph's kernels; on a CPU it always does.
         num_kept: for how many further steps the loss and predictions of a step must stay as they
             are; 0 for always.
     """
@@ -58,6 +59,7 @@ class GraphSettings:
     trains: bool = True
     by_default: bool = False
     keeps_preds: bool = True
+    inductor: bool = False
     num_kept: int = 0
 
 
@@ -118,6 +120,7 @@ class GraphedStep:
         self.replayed = False  # whether the last step was the graph's
         self.preds_like: torch.Tensor | None = None  # a step's predictions, without memory
         self.why_gradients: str | None = None  # the graph ends with them, and the update is eager
+        self.inductor = settings.inductor and accelerator.device.type != "cpu"
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
@@ -160,7 +163,11 @@ class GraphedStep:
                 return timed
             return self._run(batch, leaves, step)
         except ComparedError as differing:
-            self._give_up(str(differing))
+            if self.inductor:  # torch's own kernels have not been tried
+                self._drop_engine()
+                self.leave_inductor(str(differing))
+            else:
+                self._give_up(str(differing))
             output = differing.output
         except UpdateError as declined:
             self._drop_engine()
@@ -176,6 +183,13 @@ class GraphedStep:
         goes_on = self.reason is None
         return self._run_eagerly(batch, leaves, step) if goes_on else step.run_eagerly(batch)
 
+    def leave_inductor(self, reason: str) -> None:
+        """Replay torch's own kernels from now on."""
+        self.inductor = False
+        self.settings.say(
+            f"compile: the {self._what} is left to torch's own kernels, since {reason}"
+        )
+
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""
         return self._places.same(len(leaves))
@@ -187,6 +201,7 @@ class GraphedStep:
             "reason": self.reason,
             "built": self._engine is not None or self._goes_on,
             "why_gradients": self.why_gradients,
+            "inductor": self.inductor,
             "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
 
@@ -195,8 +210,9 @@ class GraphedStep:
         self._num_steps, self.reason = state["num_steps"], state["reason"]
         self._goes_on, self._saved_form = state["built"], state.get("form")
         self.why_gradients = state.get("why_gradients")
-        # on CUDA an eager step is as good as the graph's, and tells what it needs to know
-        self._steps_first = not self._num_steps or self.accelerator.device.type != "cpu"
+        self.inductor = self.inductor and state.get("inductor", True)
+        # where an eager step is as good as the graph's, it tells what that needs to know
+        self._steps_first = not self._num_steps or not self._rounds_anew
 
     def start_epoch(self, net: nn.Module, loss_fn: Any, optimizer: Any) -> None:
         """Look again, before the next step, whether what was proven still holds.
@@ -257,12 +273,7 @@ class GraphedStep:
         return self._replay(batch, leaves, step, started)
 
     def _is_ready(self, step: EagerStep) -> bool:
-        """Tell whether this step shows whether a graph does what the eager step does.
-
-        Raises:
-            DeclinedError: the graph would end with the gradients, and nobody asked for one: it was
-                not measured on CUDA yet, where graphs are the default.
-        """
+        """Tell whether this step shows whether a graph does what the eager step does."""
         if not self.settings.trains:
             return True
         accelerator = self.accelerator
@@ -270,8 +281,6 @@ class GraphedStep:
             self.why_gradients = why_gradients_alone(accelerator, self.optimizer)
         if self.why_gradients is None or self._is_compared:
             return True
-        if self.settings.by_default:
-            raise DeclinedError(self.why_gradients)
         if (
             accelerator.scaler is not None
             and not accelerator.scaler.state_dict()["_growth_tracker"]
@@ -403,18 +412,25 @@ class GraphedStep:
     def _is_compared(self) -> bool:
         """Whether a graph was compared in the process that built it first.
 
-        Its steps count then on a CPU, where they differ from eager ones by rounding.
+        Its steps count then, where they differ from eager ones by rounding.
         """
-        return self._goes_on and self.accelerator.device.type == "cpu"
+        return self._goes_on and self._rounds_anew
+
+    @property
+    def _rounds_anew(self) -> bool:
+        """Whether Inductor's kernels are used."""
+        return self.inductor or self.accelerator.device.type == "cpu"
 
     def _announce(self, engine: Engine, seconds: float) -> None:
-        if engine.updates:
-            self.settings.say(f"compile: the {self._what} is one graph, built in {seconds:.1f} s")
-        else:
-            self.settings.say(
-                f"compile: the {self._what} is one graph up to its gradients, built in "
-                f"{seconds:.1f} s; the update is eager, since {self.why_gradients}"
-            )
+        text = f"compile: the {self._what} is one graph"
+        if not engine.updates:
+            text += " up to its gradients"
+        text += f", built in {seconds:.1f} s"
+        if self.inductor:
+            text += ", with kernels of Inductor's"
+        if not engine.updates:
+            text += f"; the update is eager, since {self.why_gradients}"
+        self.settings.say(text)
 
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
@@ -424,6 +440,8 @@ class GraphedStep:
                 warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before
                 with self.accelerator.autocast():
                     self._prover = Prover(self._module, leaves)
+                if self.inductor and self._prover.why_unrolled:
+                    self.leave_inductor(self._prover.why_unrolled)
                 engine: Engine = build_engine(self, leaves)
                 return engine
         except DeclinedError:

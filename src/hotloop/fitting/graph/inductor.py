@@ -1,4 +1,4 @@
-"""A pure step compiled into one graph for the CPU, called without any layer in between."""
+"""A pure step compiled into one graph, called without any layer in between."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.draws import take_out_draws
+from hotloop.fitting.graph.input_gradients import rewrite_input_gradients
 
-# Inductor's own code for these is slower: 21 ms an image step in place of 16, on two cores
+# Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
 _LEFT_TO_TORCH = (
     torch.ops.aten.max_pool2d_with_indices.default,
     torch.ops.aten.max_pool2d_with_indices_backward.default,
@@ -28,6 +29,8 @@ def compile_step(
     It is traced twice, first with autograd into operators, then these without in-place writes
     (Inductor needs that), and compiled by Inductor. Random numbers are drawn before, by torch's own
     operators in the eager step's order.
+
+    On CUDA some convolutions' input gradients are rewritten (``input_gradients``).
 
     Args:
         function: pure apart from writes into its arguments.
@@ -66,6 +69,8 @@ def _compile(
         out_spec[:] = [found]
         return leaves
 
+    on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
+    left_to_torch = _LEFT_TO_TORCH if on_cpu else ()
     with config.patch(fallback_random=True, size_asserts=False, reorder_for_locality=False):
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in flat]
@@ -74,13 +79,14 @@ def _compile(
             graph = make_fx(
                 torch.func.functionalize(operators, remove="mutations"),
                 decomposition_table={
-                    op: how for op, how in select_decomp_table().items() if op not in _LEFT_TO_TORCH
+                    op: how for op, how in select_decomp_table().items() if op not in left_to_torch
                 },
             )(*fakes)
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
+        rewrite_input_gradients(graph)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-        with torch.no_grad(), _left_to_torch():
+        with torch.no_grad(), _without_lowering(left_to_torch):
             compiled: Any = compile_fx_inner(graph, inputs)
     call = getattr(compiled, "current_callable", None) or compiled
     if not draws:
@@ -101,12 +107,12 @@ def preds_reader(spec: Any) -> Callable[[Sequence[torch.Tensor]], Any]:
 
 
 @contextlib.contextmanager
-def _left_to_torch() -> Iterator[None]:
+def _without_lowering(operators: Sequence[Any]) -> Iterator[None]:
     """Let Inductor call some operators and write no code for them, inside the block."""
     from torch._inductor.lowering import fallback_handler, lowerings
 
-    before: dict[Any, Any] = {op: lowerings[op] for op in _LEFT_TO_TORCH}
-    for op in _LEFT_TO_TORCH:
+    before: dict[Any, Any] = {op: lowerings[op] for op in operators}
+    for op in operators:
         lowerings[op] = fallback_handler(op, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
     try:
         yield

@@ -30,6 +30,9 @@ class Prover:
         module: called with the batch's tensors; returns ``(loss, predictions)``.
         leaves: the tensors of one batch.
 
+    Attributes:
+        why_unrolled: why Inductor should not compile it, or None; on a CPU it is not pure then.
+
     Raises:
         DeclinedError: it is not pure, or that cannot be told.
     """
@@ -72,7 +75,7 @@ class Prover:
         with torch._dynamo.config.patch(
             side_effect_replay_policy="error",
             skip_nnmodule_hook_guards=False,
-            allow_rnn=self._device.type == "cpu",  # on CUDA it was not tried yet
+            allow_rnn=True,
         ):
             self._forward(*leaves)
 
@@ -82,7 +85,11 @@ class Prover:
         """Take note of a trace, and return a function that computes nothing."""
         del inputs
         self._num_traces += 1
-        self._foreign = _find_foreign_operation(graph, self._device) or _find_unrolled(graph)
+        on_cpu = self._device.type == "cpu"
+        self.why_unrolled = _find_unrolled(graph, one_operation=on_cpu)
+        self._foreign = _find_foreign_operation(graph, self._device)
+        if on_cpu and self._foreign is None:
+            self._foreign = self.why_unrolled
         outputs = [_placeholder_of(node) for node in _outputs(graph)]
 
         def check_inputs(*args: Any) -> list[Any]:
@@ -135,15 +142,20 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
     return None
 
 
-def _find_unrolled(graph: torch.fx.GraphModule) -> str | None:
-    """Tell of recurrent layers that would become too many operations, step by step."""
+def _find_unrolled(graph: torch.fx.GraphModule, one_operation: bool) -> str | None:
+    """Tell of recurrent layers that would become too many operations, step by step.
+
+    Args:
+        graph: what Dynamo traced.
+        one_operation: whether Inductor leaves an LSTM's layer whole, as it does on a CPU.
+    """
     num_steps = 0
     for node in graph.graph.nodes:
         if node.op != "call_function" or node.target not in _RECURRENT:
             continue
         _, state, _, _, num_layers, _, _, bidirectional, batch_first = node.args
         inputs = node.args[0].meta["example_value"]
-        if node.target is torch.lstm and inputs.dtype != torch.float64:
+        if one_operation and node.target is torch.lstm and inputs.dtype != torch.float64:
             hidden, cell = (part.meta["example_value"] for part in state)
             if hidden.shape == cell.shape:
                 continue  # no projections: one operation a layer

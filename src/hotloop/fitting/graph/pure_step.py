@@ -59,6 +59,35 @@ class LossModule(nn.Module):
         return pytree.tree_unflatten([leaves[place] for place in self.order], self.spec)
 
 
+class PureForward:
+    """Forward and loss.
+
+    Args:
+        module: net and loss.
+        autocast: makes their context.
+    """
+
+    def __init__(
+        self, module: LossModule, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self.module, self.autocast = module, autocast
+        self._names = [name for name, _ in _named(module)]
+
+    def __call__(
+        self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, Any]:
+        """Compute ``(loss, predictions)``.
+
+        Args:
+            tensors: parameters and buffers, in order.
+            leaves: the batch's tensors.
+        """
+        held = dict(zip(self._names, tensors, strict=True))
+        with torch.no_grad(), self.autocast():
+            loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
+        return loss, preds
+
+
 class PureGradients:
     """Forward, loss and gradients, without a side effect of its own.
 
@@ -86,7 +115,10 @@ class PureGradients:
         self.given: list[bool] = []
 
     def __call__(
-        self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+        self,
+        tensors: Sequence[torch.Tensor],
+        leaves: Sequence[torch.Tensor],
+        scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Any, list[torch.Tensor]]:
         """Compute loss and predictions, detached, and the gradients that there are.
 
@@ -94,14 +126,18 @@ class PureGradients:
             tensors: parameters and buffers, in the order of ``all_names``; forward writes into
                 buffers.
             leaves: the batch's tensors.
+            scale: what the loss is multiplied by for the gradients.
         """
-        loss, preds, grads = self.compute(tensors, leaves)
+        loss, preds, grads = self.compute(tensors, leaves, scale)
         found = [grads[name] for name in self.trained]
         self.given = [grad is not None for grad in found]
         return loss, preds, [grad for grad in found if grad is not None]
 
     def compute(
-        self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+        self,
+        tensors: Sequence[torch.Tensor],
+        leaves: Sequence[torch.Tensor],
+        scale: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """Compute loss, predictions and the gradients by name, None where there is none."""
         held = dict(zip(self.all_names, tensors, strict=True))
@@ -111,7 +147,8 @@ class PureGradients:
             with self.autocast():
                 loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
             params = [held[name] for name in self.trained]
-            found = torch.autograd.grad(loss, params, allow_unused=True)
+            scaled = loss if scale is None else loss * scale
+            found = torch.autograd.grad(scaled, params, allow_unused=True)
         return loss.detach(), detached(preds), dict(zip(self.trained, found, strict=True))
 
 

@@ -65,7 +65,8 @@ def find_rounding_of_gradients(
 
     def gradients_of(state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         values = [tensor.clone() for tensor in state]
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        devices = [leaf.device for leaf in leaves[:1] if leaf.device.type == "cuda"]
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
             return compute(values, leaves)[2]
 
     params = [compute.all_names.index(name) for name in compute.trained]
@@ -96,14 +97,15 @@ def _find_unsteady(
     for _ in range(_NUM_TRIES):
         moved = list(before)
         for param in params:
-            signs = torch.randint(0, 2, before[param].shape, generator=generator) * 2 - 1
-            moved[param] = before[param] * (1 + _step_of(before[param], autocast_dtype) * signs)
+            value = before[param]
+            signs = torch.randint(0, 2, value.shape, generator=generator).to(value.device) * 2 - 1
+            moved[param] = value * (1 + _step_of(value, autocast_dtype) * signs)
         other = gradients_of(moved)
         spread = [
             torch.maximum(most, (gradient - first).abs())
             for most, gradient, first in zip(spread, other, plain, strict=True)
         ]
-    return [most >= _SHARE * first.abs() for most, first in zip(spread, plain, strict=True)]
+    return [(most >= _SHARE * first.abs()).cpu() for most, first in zip(spread, plain, strict=True)]
 
 
 def _step_of(param: torch.Tensor, autocast_dtype: torch.dtype | None) -> float:

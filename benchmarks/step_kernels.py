@@ -1,12 +1,13 @@
 """What the kernels of the image job's training step take on CUDA, by memory layout and precision.
 
-python -m benchmarks.step_kernels
+python -m benchmarks.step_kernels [--only "nhwc,nhwc cut"]
 
 The step is captured by hand as a CUDA graph, so that Python has no part in the times.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -195,7 +196,14 @@ def main() -> None:
     """Time all variants, then launches."""
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here.")
-    for name, variant in VARIANTS.items():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="variants, with commas; all when not given")
+    chosen = parser.parse_args().only
+    names = list(VARIANTS) if chosen is None else chosen.split(",")
+    if unknown := set(names) - set(VARIANTS):
+        parser.error(f"--only: no variant is called {', '.join(sorted(unknown))}")
+    for name in names:
+        variant = VARIANTS[name]
         started = time.perf_counter()
         graph = capture_step(variant)
         print(f"{name}: made in {time.perf_counter() - started:.1f} s", flush=True)

@@ -8,6 +8,7 @@ those for a plain convolution of that size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from hotloop.fitting.graph.capture import CudaCapture, stream_for_warm_up
 
 _BACKWARD = torch.ops.aten.convolution_backward.default
 _NUM_CALLS = 10  # in one graph, so that the host has no part in their time
-_NUM_REPLAYS = 3
+_NUM_ROUNDS, _WARM_UP_SECONDS = 10, 0.02
 _WORTHWHILE = 0.9
 
 
@@ -126,7 +127,8 @@ def _is_faster(node: Any) -> bool:
         found: torch.Tensor = torch.ops.aten.convolution.default(gradient, turned, *rest)
         return found
 
-    return _seconds(other, gradient.device) < _WORTHWHILE * _seconds(own, gradient.device)
+    other_seconds, own_seconds = _fastest([other, own], gradient.device)
+    return other_seconds < _WORTHWHILE * own_seconds
 
 
 def _random_like(fake: torch.Tensor) -> torch.Tensor:
@@ -135,18 +137,27 @@ def _random_like(fake: torch.Tensor) -> torch.Tensor:
     return empty.normal_(generator=generator)
 
 
-def _seconds(call: Callable[[], torch.Tensor], device: torch.device) -> float:
+def _fastest(calls: list[Callable[[], torch.Tensor]], device: torch.device) -> list[float]:
+    """Return the shortest time of each call in seconds, in turn: a resting GPU wakes up slowly."""
     current, aside = torch.cuda.current_stream(device), stream_for_warm_up(device)
     aside.wait_stream(current)
     with torch.cuda.stream(aside):
-        call()
+        for call in calls:
+            call()
     current.wait_stream(aside)
-    capture = CudaCapture(lambda: [call() for _ in range(_NUM_CALLS)])
-    capture.replay()
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call, unused-ignore]
-    first.record()
-    for _ in range(_NUM_REPLAYS):
-        capture.replay()
-    last.record()
-    last.synchronize()  # sync: once for each convolution, while a graph is made
-    return float(first.elapsed_time(last)) * 1e-3 / (_NUM_REPLAYS * _NUM_CALLS)
+    captures = [_capture_many(call) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    started = time.perf_counter()
+    while len(times[0]) < _NUM_ROUNDS or time.perf_counter() - started < _WARM_UP_SECONDS:
+        for capture, found in zip(captures, times, strict=True):
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call, unused-ignore]
+            first.record()
+            capture.replay()
+            last.record()
+            last.synchronize()  # sync: for each convolution, while a graph is made
+            found.append(float(first.elapsed_time(last)) * 1e-3 / _NUM_CALLS)
+    return [min(found) for found in times]
+
+
+def _capture_many(call: Callable[[], torch.Tensor]) -> CudaCapture:
+    return CudaCapture(lambda: [call() for _ in range(_NUM_CALLS)])

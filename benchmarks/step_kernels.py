@@ -194,14 +194,14 @@ def time_launches() -> None:
 
 def main() -> None:
     """Time all variants, then launches."""
-    if not torch.cuda.is_available():
-        sys.exit("torch sees no CUDA device here.")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="variants, with commas; all when not given")
     chosen = parser.parse_args().only
     names = list(VARIANTS) if chosen is None else chosen.split(",")
     if unknown := set(names) - set(VARIANTS):
         parser.error(f"--only: no variant is called {', '.join(sorted(unknown))}")
+    if not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA device here.")
     for name in names:
         variant = VARIANTS[name]
         started = time.perf_counter()

@@ -112,7 +112,8 @@ def _is_faster(node: Any) -> bool:
     """Measure both on CUDA, on random numbers of the node's shapes and memory layouts."""
     if node.args[0].meta["val"].device.type != "cuda":
         return False
-    gradient, images, weight = (_random_like(arg.meta["val"]) for arg in node.args[:3])
+    forms = [arg.meta["val"] for arg in node.args[:3]]
+    gradient, images, weight = (_random_like(form) for form in forms)
     options = list(node.args[3:])
 
     def own() -> torch.Tensor:
@@ -127,7 +128,10 @@ def _is_faster(node: Any) -> bool:
         found: torch.Tensor = torch.ops.aten.convolution.default(gradient, turned, *rest)
         return found
 
-    other_seconds, own_seconds = _fastest([other, own], gradient.device)
+    try:
+        other_seconds, own_seconds = _fastest([other, own], gradient.device)
+    except torch.OutOfMemoryError:
+        return False
     return other_seconds < _WORTHWHILE * own_seconds
 
 
@@ -160,4 +164,8 @@ def _fastest(calls: list[Callable[[], torch.Tensor]], device: torch.device) -> l
 
 
 def _capture_many(call: Callable[[], torch.Tensor]) -> CudaCapture:
-    return CudaCapture(lambda: [call() for _ in range(_NUM_CALLS)])
+    def many() -> None:
+        for _ in range(_NUM_CALLS):
+            call()  # one result at a time
+
+    return CudaCapture(many)

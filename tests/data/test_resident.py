@@ -331,9 +331,99 @@ def test_data_that_changes_later_goes_back_to_the_loader():
     assert torch.equal(first["image"][0], dataset[0]["image"])
 
 
-def test_tensors_changed_in_place_are_seen():
-    dataset = tensors()
-    source = ResidentSource(make_loader(dataset, shuffle=False), "train_data", CPU, 3)
-    dataset.tensors[0].mul_(2)
-    assert torch.equal(next(iter(source))[0], dataset.tensors[0][:10])
-    assert len(source) == source.size == 11
+def change_in_place(dataset):
+    dataset.tensors[1].add_(10)
+
+
+def replace_tensors(dataset):
+    dataset.tensors = (dataset.tensors[0], dataset.tensors[1] + 10)
+
+
+def change_a_part(dataset):
+    dataset.datasets[1].tensors[1].add_(10)
+
+
+def change_indices(dataset):
+    dataset.indices[3] = 9
+
+
+def replace_indices(dataset):
+    dataset.indices = [4, 4, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize(("make", "change"), [
+    (lambda: tensors(), change_in_place),
+    (lambda: tensors(), replace_tensors),
+    (lambda: ConcatDataset([tensors(), tensors()]), change_a_part),
+    (lambda: Subset(tensors(), [3, 1, 4, 1, 5, 0]), change_indices),
+    (lambda: Subset(tensors(), torch.tensor([3, 1, 4, 1, 5, 0])), change_indices),
+    (lambda: Subset(tensors(), [3, 1, 4, 1, 5, 0]), replace_indices),
+])  # fmt: skip
+def test_what_is_changed_in_data_sets_of_tensors_is_seen(make, change):
+    dataset = make()
+    loader = make_loader(dataset, shuffle=False)
+    source = ResidentSource(loader, "train_data", CPU, 3)
+    before = list(source)
+    change(dataset)
+    found, expected = list(source), list(loader)
+    assert not all(map(equal, before, found))
+    assert len(found) == len(expected)
+    assert all(map(equal, found, expected))
+    assert source.given_up is None
+
+
+def test_a_data_set_that_takes_the_place_of_tensors_is_read_by_its_loader():
+    dataset, said = Subset(tensors(), [3, 1, 4]), []
+    loader = make_loader(dataset, shuffle=False)
+    source = ResidentSource(loader, "train_data", CPU, 3, say=said.append)
+    dataset.dataset = Images()
+    first = next(iter(source))
+    assert torch.equal(first["image"][0], dataset[0]["image"])
+    assert said == ["train_data goes back to its loader: its data set was replaced"]
+
+
+def sampled(dataset, sampler):
+    return make_loader(dataset, shuffle=False, sampler=sampler)
+
+
+@pytest.mark.parametrize(("make", "expected"), [
+    (lambda d: make_loader(d), [-100, -1, 0, 1, 2]),
+    (lambda d: make_loader(Subset(d, [0, 1])), [0, 1]),
+    (lambda d: sampled(d, SubsetRandomSampler([2, 3])), [-100, 2]),
+    (lambda d: sampled(d, WeightedRandomSampler([0, 1, 0, 0, 1.0], 9)), [-1, 1]),
+    (lambda d: sampled(Subset(d, [4, 0]), SubsetRandomSampler([1])), [0]),
+])  # fmt: skip
+def test_labels_that_may_be_drawn(make, expected):
+    labels = torch.tensor([0, 1, 2, -100, -1])
+    source = ResidentSource(make(TensorDataset(torch.zeros(5, 2), labels)), "train_data", CPU, 3)
+    source.device = torch.device("cuda")  # where they are looked at
+    source._note_drawable()
+    _, found = source._labels_to_check()
+    assert found.read().tolist() == expected
+    assert source._labels_to_check()[1] is found
+
+
+def test_labels_of_a_sampler_of_ones_own_are_each_batchs():
+    class Evens(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter([0, 2, 4])
+
+        def __len__(self):
+            return 3
+
+    labels = torch.tensor([5, 9, 6, 9, 7])
+    loader = DataLoader(TensorDataset(torch.zeros(5, 2), labels), 2, sampler=Evens())
+    source = ResidentSource(loader, "train_data", CPU, 3)
+    source._gather_columns = lambda indices: [torch.zeros(1)]  # as if on another device
+    source.device = torch.device("cuda")
+    found = [host_batch[-1].read().tolist() for host_batch, _ in source.iterate_with_host()]
+    assert found == [[5, 6], [7]]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float32, torch.bool])
+def test_labels_that_are_no_class_indices_are_not_looked_at(dtype):
+    dataset = TensorDataset(torch.zeros(5, 2), torch.ones(5, dtype=dtype))
+    source = ResidentSource(make_loader(dataset), "train_data", CPU, 3)
+    source.device = torch.device("cuda")
+    source._note_drawable()
+    assert source._labels_to_check() is None

@@ -38,8 +38,8 @@ def test_every_element_once_and_beside_its_own(shapes):
     assert all(torch.equal(a, b) for a, b in zip(parts, beside, strict=True))
     assert len(counts) == len(parts)
     assert [id(count) for count in dict.fromkeys(counts)] == [id(step) for step in steps]
-    launches = (len(params) + 29) // 30
-    assert len(parts) <= 30 * launches
+    per_launch = 64  # two lists, and counts
+    assert -(-len(parts) // per_launch) == -(-len(params) // per_launch)
 
 
 def test_large_tensors_are_parted_and_share_their_memory():
@@ -51,6 +51,15 @@ def test_large_tensors_are_parted_and_share_their_memory():
         assert part.data_ptr() % 16 == 0
         part.zero_()
     assert not param.any()
+
+
+@pytest.mark.parametrize(("version", "num_lists", "num_pieces"), [
+    ("12.8", 2, 62), ("12.8", 4, 35), ("12.8", 5, 29), ("13.0", 4, 245),
+])  # fmt: skip
+def test_as_many_as_one_launch_takes(version, num_lists, num_pieces, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", version)
+    lists = [[torch.zeros(1_000_000)] for _ in range(num_lists)]
+    assert len(in_pieces([*lists, [torch.tensor(1.0)]])[0]) == num_pieces
 
 
 def test_memory_layouts():

@@ -171,6 +171,21 @@ def test_own_step_runners_and_graphs(small, capsys):
     assert "since on_non_finite looks at gradients" in capsys.readouterr().out
 
 
+def test_a_parameter_without_elements_is_no_matter(small):
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.nothing = nn.Linear(4, 2), nn.Parameter(torch.zeros(0))
+
+        def forward(self, inputs):
+            return self.layer(inputs) + self.nothing.sum()
+
+    net = Empty()
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+    loader = DataLoader(TensorDataset(*small), 20)
+    assert len(model.fit(loader, epochs=2, plot=False, quiet=True, cpu=True)) == 2
+
+
 def test_first_bad_gradient_names_the_first():
     layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert first_bad_gradient(layers.named_parameters()) is None

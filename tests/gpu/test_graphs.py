@@ -199,6 +199,24 @@ def test_recurrent_layers(layer, capsys):
     assert_same(eager, graphed)
 
 
+class StackedLstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, 2, batch_first=True, dropout=0.5)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, inputs):
+        return self.head(self.lstm(inputs)[0][:, -1])
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_dropout_between_recurrent_layers_stays_eager_and_draws_the_same(capsys):
+    eager = train(StackedLstm, ZOO["lstm"].loader(), quiet=True)
+    asked = train(StackedLstm, ZOO["lstm"].loader(), compile=True)
+    assert f"{EAGER} cuDNN keeps the random state of dropout" in capsys.readouterr().out
+    assert_same(eager, asked)
+
+
 def test_short_last_batches():
     inputs, labels = ZOO["mlp"].make_rows()
     loader = DataLoader(TensorDataset(inputs, labels), 24)

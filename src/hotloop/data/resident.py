@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Subset
+from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data import default_collate as torch_default_collate
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
 from hotloop.data.encoding import AsIs, Encoding, Table, choose_encodings, same_bits
+from hotloop.data.occurring import OccurringLabels, rows_that_are_drawn
 from hotloop.data.purity import (
     DatasetAttributes,
     WatchedDataset,
@@ -23,12 +24,15 @@ from hotloop.data.purity import (
 )
 from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches, replay_is_faithful
+from hotloop.data.tensor_datasets import Holdings, flatten
 from hotloop.data.workers import AdaptiveSource
 from hotloop.errors import DataError
 from hotloop.nested import iterate_leaves, map_leaves
 
 _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
 _READ_BATCH = 256
+# of labels that are class indices
+_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # a larger copy from pageable memory waits for the device ("API synchronization behavior" in CUDA's
 # runtime API reference)
 _STAGED_BYTES = 1 << 15
@@ -147,8 +151,10 @@ class ResidentSource(BatchSource):
         self._template: Any = None
         self._columns: list[Column] = []
         self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
-        self._versions: list[tuple[torch.Tensor, int]] = []
-        self._label_values: torch.Tensor | None = None  # those that occur; of this data
+        self._labels: OccurringLabels | None = None
+        self._drawable: torch.Tensor | None = None  # rows; None for all
+        self._knows_drawn = False
+        self._gathered_last: torch.Tensor | None = None  # the rows of a batch
         self._known_pure = is_known_pure(loader.dataset)
         self.given_up: str | None = None
         if self._known_pure:
@@ -185,21 +191,25 @@ class ResidentSource(BatchSource):
         return f"{self.role} is resident: {len(self._loader.dataset):,} samples, {size:,.1f} MiB"  # type: ignore[arg-type]
 
     def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
-        """Yield ``(None, batch on the device)``; the labels were seen when the data was read."""
-        if self.given_up is None and not self._known_pure:
-            self.given_up = self._recheck()
+        """Yield ``(labels, batch on the device)``, with the labels in the place of a host batch's.
+
+        They are all that may be drawn, with an epoch's first batch, or each batch's own.
+        """
+        if self.given_up is None:
+            self.given_up = self._take_again() if self._known_pure else self._recheck()
+            if self.given_up is not None:
+                self._say(f"{self.role} goes back to its loader: {self.given_up}")
         if self.given_up is not None:
             yield from super().iterate_with_host()
             return
-        if any(tensor._version != version for tensor, version in self._versions):
-            self._take_tensors()  # the user changed the tensors in place since
-        host_batch = self._labels_that_occur()
+        self._note_drawable()
         self.place.begin()
+        is_due = True
         if self.place.resumed is None or not self.place.resumed.ended:
             for batch in self._gathered():
                 self.place.advance(None)
-                yield host_batch, batch
-                host_batch = None
+                yield self._labels_to_check() if is_due else None, batch
+                is_due = not self._knows_drawn
         self.place.end()
 
     def _gathered(self) -> Iterator[Any]:
@@ -236,21 +246,41 @@ class ResidentSource(BatchSource):
         """Return the size of a sample as the net gets it."""
         return sum(column.shape.numel() * column.dtype.itemsize for column in self._columns)
 
-    def _labels_that_occur(self) -> Any:
-        """Return each label once, in the place of a batch's, for the check of their range."""
+    def _labels_to_check(self) -> Any:
+        """Return the labels that may be drawn, in the place of a batch's.
+
+        Where nothing is known of the sampler they are those of the batch that was gathered last.
+        """
         labels = self._columns[-1]
         if self.device.type == "cpu" or type(self._template) is not list:
             return None
-        if labels.dtype.is_floating_point:  # only class indices have a range
+        if labels.dtype not in _INDEX_DTYPES:  # only class indices have a range
             return None
-        if self._label_values is None:
-            codes = (
-                labels.codes
-                if self._row_of is None
-                else labels.codes[self._row_of.to(labels.codes.device)]
-            )
-            self._label_values = torch.unique(labels.encoding.decode(codes)).cpu()
-        return [None, self._label_values]
+        if self._labels is None:
+            rows = self._drawable if self._knows_drawn else self._gathered_last
+            if self._row_of is not None:
+                rows = self._row_of if rows is None else self._row_of[rows]
+            if not self._knows_drawn:
+                return [None, OccurringLabels(labels.codes, labels.encoding, rows)]
+            self._labels = OccurringLabels(labels.codes, labels.encoding, rows)
+        return [None, self._labels]
+
+    def _note_drawable(self) -> None:
+        """Note which rows the loader's sampler may draw."""
+        batch_sampler: Any = self._loader.batch_sampler
+        self._knows_drawn = type(batch_sampler) is BatchSampler
+        before, self._drawable = self._drawable, None
+        try:
+            self._drawable = rows_that_are_drawn(getattr(batch_sampler, "sampler", None))
+        except TypeError:
+            self._knows_drawn = False
+        same = before is self._drawable or (
+            before is not None
+            and self._drawable is not None
+            and torch.equal(before, self._drawable)
+        )
+        if not same:
+            self._labels = None
 
     def _rows(self) -> Iterator[torch.Tensor]:
         try:
@@ -262,6 +292,7 @@ class ResidentSource(BatchSource):
             ) from error
 
     def _gather(self, indices: torch.Tensor) -> Any:
+        self._gathered_last = indices
         return self._as_batch(self._gather_columns(indices))
 
     def _gather_columns(self, indices: torch.Tensor) -> list[torch.Tensor]:
@@ -283,7 +314,10 @@ class ResidentSource(BatchSource):
         return map_leaves(self._template, lambda _: next(rows))
 
     def _take_tensors(self) -> None:
-        tensors, self._row_of = _flatten(self._loader.dataset)
+        try:
+            tensors, self._row_of = flatten(self._loader.dataset)
+        except ValueError as error:
+            raise Declined(str(error)) from None
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         copied = sum(
             tensor.numel() * tensor.element_size()
@@ -293,8 +327,8 @@ class ResidentSource(BatchSource):
         if copied > self._budget:
             raise Declined(_over_budget(num_bytes, self._budget))
         self._columns = [Column.of_tensor(tensor, self.device) for tensor in tensors]
-        self._template, self._label_values = [None] * len(tensors), None
-        self._versions = [(tensor, tensor._version) for tensor in tensors]
+        self._template, self._labels = [None] * len(tensors), None
+        self._holdings = Holdings(self._loader.dataset)
 
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset
@@ -384,6 +418,18 @@ class ResidentSource(BatchSource):
             for leaf, column in zip(leaves, stored, strict=True)
         )
 
+    def _take_again(self) -> str | None:
+        """Take the tensors anew where the user changed them; return why that cannot be, if so."""
+        if self._holdings.are_as_before():
+            return None
+        if not is_known_pure(self._loader.dataset):
+            return "its data set was replaced"
+        try:
+            self._take_tensors()
+        except Declined as declined:
+            return str(declined)
+        return None
+
     def _recheck(self) -> str | None:
         """Compare a few samples again; return why the resident data must be given up, if so."""
         before = RandomStates.read()
@@ -417,25 +463,6 @@ def make_source(
         return streamed
     say(resident.describe())
     return resident
-
-
-def _flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """Return the tensors of a known-pure data set, and the rows of its samples (None for all)."""
-    if type(dataset) is Subset:
-        tensors, rows = _flatten(dataset.dataset)
-        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return tensors, chosen if rows is None else rows[chosen]
-    if type(dataset) is ConcatDataset:
-        parts = [_flatten(part) for part in dataset.datasets]
-        picked = [
-            [tensor if rows is None else tensor[rows] for tensor in tensors]
-            for tensors, rows in parts
-        ]
-        layouts = {tuple((t.shape[1:], t.dtype, t.device) for t in tensors) for tensors in picked}
-        if len(layouts) != 1:
-            raise Declined("the parts of its data set differ in shape or dtype")
-        return [torch.cat(columns) for columns in zip(*picked, strict=True)], None
-    return list(dataset.tensors), None
 
 
 def _over_budget(num_bytes: int, budget: int) -> str:

@@ -172,12 +172,12 @@ class Changes:
         at = self.at
         needed = max(0.1 * at.seconds, 5 * at.base.step)
         if settings.compile:
-            needed = max(needed, self._compile_seconds)
+            needed = max(needed, self._compile_seconds(settings.compile))
         return at.left > needed
 
-    @property
-    def _compile_seconds(self) -> float:
-        return _COMPILE_SECONDS if self.at.device.type == "cpu" else 3.0
+    def _compile_seconds(self, mode: Any) -> float:
+        on_cpu = self.at.device.type == "cpu"
+        return _COMPILE_SECONDS if on_cpu or mode == "inductor" else 3.0
 
     @contextlib.contextmanager
     def _other_trial(self, settings: Any, metrics: bool = True) -> Iterator[Trial]:
@@ -291,7 +291,7 @@ class Changes:
         at = self.at
         if at.wants_graph or at.settings.exact:
             return
-        needed = self._compile_seconds
+        needed = self._compile_seconds(True)
         if at.left < needed:
             self.found.notes.append(
                 f"fit(compile=True) was not tried: it takes about {needed:.0f} s and "
@@ -319,6 +319,7 @@ class Changes:
             numbers = "same"
             if at.settings.compile is None:
                 note = "fit does so by itself in runs of more than some seconds"
+            note += "; compile='inductor' may be faster still, with other rounding"
         self._add("compile", "fit(compile=True)", self._with_step(times), "measured", numbers, note)
 
     def _epoch_with(self, times: StepTimes, startup_seconds: float, larger: int = 1) -> float:

@@ -224,8 +224,8 @@ class Examination:
         except OutOfTimeError:
             self.trial.close()
         self.diagnosis.notes.append(
-            "the graph of fit(compile=True) was not built in the time: these are the times of "
-            "eager steps; pass more seconds"
+            f"the graph of fit(compile={self.settings.compile!r}) was not built in the time: these "
+            f"are the times of eager steps; pass more seconds"
         )
         self.settings = dataclasses.replace(self.settings, compile=False)
         self.trial = self.make_trial(self.settings)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.data.occurring import OccurringLabels
 from hotloop.errors import HotloopError, LabelError, ShapeError
 from hotloop.nested import describe, describe_tensor, iterate_tensors
 from hotloop.placement import explain_device_error
@@ -33,6 +34,8 @@ class LabelRange:
         self.host_labels = None
         if self.applies and isinstance(host_batch, (tuple, list)) and len(host_batch) >= 2:
             labels = host_batch[-1]
+            if isinstance(labels, OccurringLabels):
+                labels = labels.read()
             on_host = isinstance(labels, torch.Tensor) and labels.device.type == "cpu"
             if on_host and not labels.is_floating_point():
                 self.host_labels = labels

@@ -10,11 +10,13 @@ import torch
 
 from hotloop.fitting.optimizers import is_dense
 
-# torch/aten/src/ATen/native/cuda/MultiTensorApply.cuh (torch 2.6 to 2.13): one block of threads
-# works off so many elements of a tensor, and one launch takes at most this many tensors
+# torch/aten/src/ATen/native/cuda/MultiTensorApply.cuh (torch 2.13): one block of threads works off
+# so many elements of a tensor, and one launch takes so many tensors, by the number of lists; more
+# where torch was built for CUDA 13. A wrong number costs a launch and changes nothing else.
 _BLOCK = 65_536
-_PER_LAUNCH = 30
-_SMALLEST_PIECE = 2_048
+_PER_LAUNCH = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
+_PER_LAUNCH_SINCE_CUDA_13 = {1: 770, 2: 448, 3: 336, 4: 252, 5: 210}
+_PIECE = 2_048  # pieces are a multiple of it, as aligned as their tensor
 
 ADAM_KERNELS = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
 
@@ -110,7 +112,9 @@ def in_pieces(lists: Sequence[list[torch.Tensor]]) -> list[list[torch.Tensor]]:
         is_dense(param) and all(_lies_like(param, held[index]) for held in lists if held)
         for index, param in enumerate(params)
     ]
-    size = _piece_size([p.numel() if ok else 0 for p, ok in zip(params, dense, strict=True)])
+    num_lists = sum(bool(held) and held[0].shape == params[0].shape for held in lists)
+    counts = [p.numel() if ok else 0 for p, ok in zip(params, dense, strict=True)]
+    size = _piece_size(counts, _tensors_a_launch(num_lists))
     if size is None:
         return [list(held) for held in lists]
     pieces: list[list[torch.Tensor]] = [[] for _ in lists]
@@ -128,14 +132,18 @@ def _lies_like(param: torch.Tensor, other: torch.Tensor) -> bool:
     return not other.dim() or (other.shape == param.shape and other.stride() == param.stride())
 
 
-def _piece_size(counts: Sequence[int]) -> int | None:
+def _tensors_a_launch(num_lists: int) -> int:
+    version = torch.version.cuda
+    since_13 = version is not None and int(version.split(".")[0]) >= 13
+    return (_PER_LAUNCH_SINCE_CUDA_13 if since_13 else _PER_LAUNCH)[num_lists]
+
+
+def _piece_size(counts: Sequence[int], per_launch: int) -> int | None:
     """Return the smallest size of a piece, in elements, that needs no more launches; or None."""
-    allowed = math.ceil(len(counts) / _PER_LAUNCH) * _PER_LAUNCH
-    size = _SMALLEST_PIECE
-    while size < _BLOCK:
+    allowed = math.ceil(len(counts) / per_launch) * per_launch
+    for size in range(_PIECE, _BLOCK, _PIECE):
         if sum(max(1, math.ceil(count / size)) for count in counts) <= allowed:
             return size
-        size *= 2
     return None
 
 

@@ -33,7 +33,9 @@ def first_bad(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
         named: tensors by name; those of integers are left out.
     """
     pairs = [(name, t._values() if t.is_sparse else t) for name, t in named]
-    pairs = [(name, t) for name, t in pairs if t.is_floating_point() or t.is_complex()]
+    pairs = [
+        (name, t) for name, t in pairs if t.numel() and (t.is_floating_point() or t.is_complex())
+    ]
     if not pairs:
         return None
     norms = torch._foreach_norm([tensor.detach() for _, tensor in pairs], float("inf"))

@@ -82,9 +82,14 @@ def freeze(model):
     model.net.body.requires_grad_(False)
 
 
+def leave_gradients(model):
+    inputs = torch.ones(3, 4, device=next(model.net.parameters()).device)
+    (10 * model.net(inputs).square().sum()).backward()
+
+
 CHANGES = [
     replace_loss, replace_optimizer, add_forward_hook, add_gradient_hook, add_step_hook,
-    change_attribute, replace_parameter, freeze,
+    change_attribute, replace_parameter, freeze, leave_gradients,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from hotloop import KerasModel
 from hotloop.fitting.graph.compare import _all_agree
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.inductor import compile_step
+from hotloop.fitting.graph.prover import Prover, _is_dropping
 from hotloop.fitting.graph.updates import AdamUpdate
 
 ONE_GRAPH = "compile: the training step is one graph"
@@ -170,6 +171,26 @@ def test_noise_of_all_kinds_is_drawn_in_order(layout):
         )
 
     assert_draws_the_same(step, images)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_between_recurrent_layers_is_not_captured(layer):
+    """Off the CPU; its operators are looked at too, for nets that call them by hand."""
+    net = layer(4, 8, 2, dropout=0.5).to("meta")
+    with pytest.raises(DeclinedError, match="random state of dropout between recurrent layers"):
+        Prover(net, [torch.zeros(3, 2, 4, device="meta")])
+    traced = []
+
+    def backend(graph, inputs):
+        traced.extend(map(_is_dropping, graph.graph.nodes))
+        return graph
+
+    with torch._dynamo.config.patch(allow_rnn=True):
+        for probability in (0.5, 0.0):
+            traced.clear()
+            net = layer(4, 8, 2, dropout=probability)
+            torch.compile(net, backend=backend, dynamic=False)(torch.zeros(3, 2, 4))
+            assert any(traced) == bool(probability)
 
 
 @COMPILES

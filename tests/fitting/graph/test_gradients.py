@@ -209,6 +209,19 @@ def test_the_scale_of_a_loss_scaler_is_read_in_each_step():
     assert not engine.is_current()
 
 
+def test_a_scaler_that_was_loaded_scales():
+    """It makes its scale when it first scales, which in a resumed run is the graph."""
+    torch.manual_seed(0)
+    net, batch = ZOO["mlp"].make(), [torch.randn(16, 8), torch.randint(2, (16,))]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    graphed = make_graphed(net, batch, nn.CrossEntropyLoss(), scaler)
+    engine = ReplayedGradients(graphed, batch, Recorded)
+    engine.step(batch)
+    nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
+    for param, gradient in zip(engine.params, engine.gradients, strict=True):
+        torch.testing.assert_close(gradient, 1024 * param.grad)
+
+
 def test_a_loss_that_is_not_finite_changes_no_weight(monkeypatch):
     for stand_in in (False, True):
         with monkeypatch.context() as patch:

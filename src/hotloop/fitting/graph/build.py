@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def build_replayed(
 ) -> Any:
     """Return an engine that replays a captured step: of Inductor's kernels, where these are wanted.
 
-    Where Inductor fails, it is torch's kernels that are captured, and the ``GraphedStep`` is told.
+    Where that fails, for whatever reason, torch's kernels are, and the ``GraphedStep`` is told.
 
     Args:
         graphed: the run's ``GraphedStep``.
@@ -57,14 +58,19 @@ def build_replayed(
     kind: Any = ReplayEngine
     if graphed.settings.trains:
         kind = CudaGraphEngine if graphed.why_gradients is None else ReplayedGradients
+    reason = ""
     if graphed.inductor:
         try:
             return kind(graphed, leaves, capture, InductorKernels)
         except UpdateError:
             raise
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything
-            graphed.leave_inductor(first_line(error))
-    return kind(graphed, leaves, capture)
+            reason = first_line(error)
+        gc.collect()  # the engine that failed, and its memory, which its own traceback holds on to
+    engine = kind(graphed, leaves, capture)  # where this fails too, that is the reason
+    if graphed.inductor:
+        graphed.leave_inductor(reason)
+    return engine
 
 
 class CompiledEngine:

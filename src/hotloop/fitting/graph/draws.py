@@ -84,7 +84,7 @@ def _is_random(node: torch.fx.Node) -> bool:
     names = [argument.name for argument in target._schema.arguments]
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     is_off = "dropout_p" in names and given.get("dropout_p", 0.0) == 0.0  # attention
-    return not is_off and not (target is _DROPOUT and not given["train"])
+    return not is_off and not (target is _DROPOUT and given["train"] is False)
 
 
 def _form_of(node: Any) -> torch.Tensor:

@@ -137,7 +137,9 @@ class ReplayedGradients(ReplayEngine):
     updates = False
 
     def _prepare(self, graphed: Any) -> None:
-        self._scaler = graphed.accelerator.scaler
+        self._scaler = scaler = graphed.accelerator.scaler
+        if scaler is not None and self._scale() is None:  # it was loaded, and has not scaled yet
+            scaler.scale(torch.zeros((), device=graphed.accelerator.device))
         self._found: list[Any] = []
         self.params = _trained_of(graphed.module)
 

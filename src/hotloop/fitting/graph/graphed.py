@@ -120,15 +120,17 @@ class GraphedStep:
         self.replayed = False  # whether the last step was the graph's
         self.preds_like: torch.Tensor | None = None  # a step's predictions, without memory
         self.why_gradients: str | None = None  # the graph ends with them, and the update is eager
-        self.inductor = settings.inductor and accelerator.device.type != "cpu"
+        self.inductor = settings.inductor and accelerator.device.type == "cuda"
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
         self._form: Any = None
         self._num_steps = self._num_builds = self._num_other_forms = 0
+        self._num_without_inductor = 0  # builds that were followed by one without it
         self._announced: set[bool] = set()  # by whether it updates
         self._running = self._checked = False
         self._goes_on = False  # with a run whose steps were the graph's
+        self._goes_on_with: str | None = None  # kernels of that graph
         self._steps_first = True  # an eager step is due before a graph is built
         self._changes_batch = False
         self._begins = False  # an epoch whose first step was not looked at yet
@@ -163,9 +165,8 @@ class GraphedStep:
                 return timed
             return self._run(batch, leaves, step)
         except ComparedError as differing:
-            if self.inductor:  # torch's own kernels have not been tried
-                self._drop_engine()
-                self.leave_inductor(str(differing))
+            if self.inductor and not self._changes_batch:  # torch's own kernels were not tried
+                self._retry_without_inductor(str(differing))
             else:
                 self._give_up(str(differing))
             output = differing.output
@@ -190,6 +191,11 @@ class GraphedStep:
             f"compile: the {self._what} is left to torch's own kernels, since {reason}"
         )
 
+    def _retry_without_inductor(self, reason: str) -> None:
+        self._num_without_inductor += 1
+        self._drop_engine()
+        self.leave_inductor(reason)
+
     def stay_in_place(self, leaves: Sequence[torch.Tensor]) -> list[bool]:
         """Tell of each tensor of a batch whether every step so far was given that very one."""
         return self._places.same(len(leaves))
@@ -201,7 +207,9 @@ class GraphedStep:
             "reason": self.reason,
             "built": self._engine is not None or self._goes_on,
             "why_gradients": self.why_gradients,
-            "inductor": self.inductor,
+            "kernels": self._kernels,
+            "left_inductor": self.settings.inductor and not self.inductor,
+            "preds_shape": None if self.preds_like is None else list(self.preds_like.shape),
             "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
 
@@ -210,7 +218,11 @@ class GraphedStep:
         self._num_steps, self.reason = state["num_steps"], state["reason"]
         self._goes_on, self._saved_form = state["built"], state.get("form")
         self.why_gradients = state.get("why_gradients")
-        self.inductor = self.inductor and state.get("inductor", True)
+        self.inductor = self.inductor and not state.get("left_inductor", False)
+        # states of before know nothing of it, and only a CPU's go on without a comparison
+        self._goes_on_with = state.get("kernels", "inductor, cpu")
+        if state.get("preds_shape") is not None:
+            self.preds_like = torch.empty(state["preds_shape"], device="meta")
         # where an eager step is as good as the graph's, it tells what that needs to know
         self._steps_first = not self._num_steps or not self._rounds_anew
 
@@ -263,6 +275,9 @@ class GraphedStep:
             step.check_labels(self.preds_like)
             return self._build(batch, leaves, step)
         self._num_other_forms = 0
+        if not self._checked and self._engine.updates and self._has_gradients():
+            self.finish()
+            return step.run_eagerly(batch)  # which adds to what a callback left
         if not self._checked and not self._still_holds(leaves):
             self._drop_engine()
             self._steps_first = False  # this is that step: new parameters get their state
@@ -374,6 +389,10 @@ class GraphedStep:
             engine = self._engine
             return engine is not None and engine.is_current() and self._prover.still_holds(leaves)
 
+    def _has_gradients(self) -> bool:
+        groups = self.optimizer.param_groups if self.settings.trains else ()
+        return any(param.grad is not None for group in groups for param in group["params"])
+
     def _drop_engine(self) -> None:
         """Begin anew: with an eager step, and then a new graph."""
         self.finish()
@@ -386,10 +405,15 @@ class GraphedStep:
         if self._changes_batch:
             raise DeclinedError("net or loss change the batch in place")
         self._num_builds += 1
-        if self._num_builds > _MAX_BUILDS:
+        if self._num_builds - self._num_without_inductor > _MAX_BUILDS:
             raise DeclinedError("net, optimizer or batches keep changing")
         started = time.perf_counter()
+        was_compared = self._is_compared
         engine = self._make_engine(batch, leaves)
+        if was_compared and not self._is_compared:  # Inductor was left: not every step will do
+            self._num_without_inductor += 1
+            del engine
+            return self._run_eagerly(batch, leaves, step)
         self._hooks = Hooks(self.net, self.loss_fn)
         output = None
         device = self.accelerator.device
@@ -397,7 +421,15 @@ class GraphedStep:
             if any(param.grad is not None for param in engine.params):
                 raise DeclinedError("the optimizer does not set gradients to None")
             run = functools.partial(self._run_eagerly, batch, leaves, step)
-            output = compare(engine, leaves, run, device)
+            try:
+                output = compare(engine, leaves, run, device)
+            except ComparedError:
+                raise
+            except DeclinedError as failed:  # nothing has changed
+                if not self.inductor:
+                    raise
+                self._retry_without_inductor(str(failed))
+                return run()
             if self._changes_batch:
                 raise ComparedError(output, "net or loss change the batch in place")
         self._goes_on = False
@@ -410,16 +442,21 @@ class GraphedStep:
 
     @property
     def _is_compared(self) -> bool:
-        """Whether a graph was compared in the process that built it first.
+        """Whether a graph of such kernels was compared in the process that built it first.
 
         Its steps count then, where they differ from eager ones by rounding.
         """
-        return self._goes_on and self._rounds_anew
+        return self._goes_on and self._rounds_anew and self._goes_on_with == self._kernels
 
     @property
     def _rounds_anew(self) -> bool:
         """Whether Inductor's kernels are used."""
         return self.inductor or self.accelerator.device.type == "cpu"
+
+    @property
+    def _kernels(self) -> str:
+        device = self.accelerator.device.type
+        return f"inductor, {device}" if self._rounds_anew else f"torch, {device}"
 
     def _announce(self, engine: Engine, seconds: float) -> None:
         text = f"compile: the {self._what} is one graph"

@@ -71,7 +71,10 @@ def _compile(
 
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
     left_to_torch = _LEFT_TO_TORCH if on_cpu else ()
-    with config.patch(fallback_random=True, size_asserts=False, reorder_for_locality=False):
+    settings = {"fallback_random": True, "size_asserts": False, "reorder_for_locality": False}
+    if hasattr(config, "reorder_for_peak_memory"):  # random operators keep their order
+        settings["reorder_for_peak_memory"] = False
+    with config.patch(settings):
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in flat]
         with mode, torch.no_grad():

@@ -132,7 +132,9 @@ class InductorKernels:
             for value, own in zip(before[: len(self._state)], self._state, strict=True)
         ]
         sketch = self._sketch
-        masks = find_rounding_of_gradients(self._pure, state, sketch.leaves, sketch.autocast_dtype)
+        masks = find_rounding_of_gradients(
+            self._pure, state, sketch.leaves, sketch.autocast_dtype, sketch.scale
+        )
         given = [
             p for p, is_given in zip(sketch.params or (), self._given, strict=True) if is_given
         ]

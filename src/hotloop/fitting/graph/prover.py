@@ -21,6 +21,7 @@ _KNOWN_NAMESPACES = ("aten", "prims", "prim")
 # a GRU of 32 steps became 1,900 operations and took 16 to 40 s to compile, on two cores
 _MAX_UNROLLED_STEPS = 64
 _RECURRENT = (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)
+_HIDDEN_STATE = "cuDNN keeps the random state of dropout between recurrent layers to itself"
 
 
 class Prover:
@@ -46,9 +47,13 @@ class Prover:
             )
         self._num_traces = 0
         self._foreign: str | None = None
+        self.why_unrolled: str | None = None
         known = [*module.parameters(), *module.buffers(), *leaves]
         self._known = {id(tensor) for tensor in known}
         self._device = leaves[0].device
+        # before a trace, which sets random states, and so has cuDNN draw another one for itself
+        if self._device.type != "cpu" and any(map(_drops_between_layers, module.modules())):
+            raise DeclinedError(_HIDDEN_STATE)
         self._forward = torch.compile(
             _call(module), backend=self._backend, fullgraph=True, dynamic=False
         )
@@ -88,8 +93,9 @@ class Prover:
         on_cpu = self._device.type == "cpu"
         self.why_unrolled = _find_unrolled(graph, one_operation=on_cpu)
         self._foreign = _find_foreign_operation(graph, self._device)
-        if on_cpu and self._foreign is None:
-            self._foreign = self.why_unrolled
+        if self._foreign is None:
+            drops = not on_cpu and any(map(_is_dropping, graph.graph.nodes))
+            self._foreign = _HIDDEN_STATE if drops else self.why_unrolled if on_cpu else None
         outputs = [_placeholder_of(node) for node in _outputs(graph)]
 
         def check_inputs(*args: Any) -> list[Any]:
@@ -142,6 +148,18 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
     return None
 
 
+def _drops_between_layers(module: nn.Module) -> bool:
+    return bool(isinstance(module, nn.RNNBase) and module.training and module.dropout)
+
+
+def _is_dropping(node: torch.fx.Node) -> bool:
+    """Tell whether a node is a recurrent operator with dropout."""
+    if node.op != "call_function" or node.target not in _RECURRENT:
+        return False
+    _, _, _, _, _, probability, trains, *_ = node.args
+    return bool(trains and probability)
+
+
 def _find_unrolled(graph: torch.fx.GraphModule, one_operation: bool) -> str | None:
     """Tell of recurrent layers that would become too many operations, step by step.
 
@@ -161,6 +179,8 @@ def _find_unrolled(graph: torch.fx.GraphModule, one_operation: bool) -> str | No
                 continue  # no projections: one operation a layer
         length = inputs.shape[1 if batch_first else 0]
         num_steps += length * num_layers * (2 if bidirectional else 1)
+    if num_steps and not one_operation:
+        return "cuDNN has kernels of its own for recurrent layers"
     if num_steps <= _MAX_UNROLLED_STEPS:
         return None
     return (

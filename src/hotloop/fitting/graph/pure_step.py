@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -59,6 +60,44 @@ class LossModule(nn.Module):
         return pytree.tree_unflatten([leaves[place] for place in self.order], self.spec)
 
 
+class Slots:
+    """The places in a module's parts that hold its parameters and buffers.
+
+    ``torch.func.functional_call`` leaves the last tensor it was given in a module that is
+    registered under two names.
+
+    Args:
+        module: net and loss.
+
+    Attributes:
+        names: of the tensors, each tensor once, parameters first.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = _named(module)
+        self.names = [name for name, _ in named]
+        places = {id(tensor): place for place, (_, tensor) in enumerate(named)}
+        self._slots: list[tuple[dict[str, Any], str, int]] = [
+            (held, name, places[id(tensor)])
+            for part in module.modules()
+            for held in (part._parameters, part._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+
+    @contextlib.contextmanager
+    def holding(self, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Let the module compute with these tensors, in the order of ``names``."""
+        before = [held[name] for held, name, _ in self._slots]
+        try:
+            for held, name, place in self._slots:
+                held[name] = tensors[place]
+            yield
+        finally:
+            for (held, name, _), tensor in zip(self._slots, before, strict=True):
+                held[name] = tensor
+
+
 class PureForward:
     """Forward and loss.
 
@@ -71,7 +110,7 @@ class PureForward:
         self, module: LossModule, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         self.module, self.autocast = module, autocast
-        self._names = [name for name, _ in _named(module)]
+        self._slots = Slots(module)
 
     def __call__(
         self, tensors: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
@@ -82,9 +121,8 @@ class PureForward:
             tensors: parameters and buffers, in order.
             leaves: the batch's tensors.
         """
-        held = dict(zip(self._names, tensors, strict=True))
-        with torch.no_grad(), self.autocast():
-            loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
+        with torch.no_grad(), self.autocast(), self._slots.holding(tensors):
+            loss, preds = self.module(*leaves)
         return loss, preds
 
 
@@ -111,7 +149,8 @@ class PureGradients:
         self.module, self.autocast = module, autocast
         names = {id(tensor): name for name, tensor in _named(module)}
         self.trained = [names[id(param)] for param in params]
-        self.all_names = [name for name, _ in _named(module)]
+        self._slots = Slots(module)
+        self.all_names = self._slots.names
         self.given: list[bool] = []
 
     def __call__(
@@ -144,8 +183,8 @@ class PureGradients:
         with torch.enable_grad():
             for name in self.trained:
                 held[name] = held[name].detach().requires_grad_()
-            with self.autocast():
-                loss, preds = torch.func.functional_call(self.module, held, tuple(leaves))
+            with self.autocast(), self._slots.holding(list(held.values())):
+                loss, preds = self.module(*leaves)
             params = [held[name] for name in self.trained]
             scaled = loss if scale is None else loss * scale
             found = torch.autograd.grad(scaled, params, allow_unused=True)

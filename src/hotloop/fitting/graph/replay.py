@@ -9,6 +9,7 @@ Python code runs at capture only: ``prover`` has shown that it does nothing else
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -138,7 +139,8 @@ class ReplayEngine:
             self.module,
             self._trained(),
             self._leaves,
-            self._autocast,
+            # nothing of the engine's own, which would keep itself, and the graph's memory
+            functools.partial(_autocast, self._precision.device_type, self._precision.dtype),
             self._precision.dtype,
             self._scale(),
         )
@@ -166,14 +168,6 @@ class ReplayEngine:
 
     def _held(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision.dtype is None:
-            return contextlib.nullcontext()
-        # a cached cast would be replayed from the capture's first use of a weight
-        return torch.autocast(
-            self._precision.device_type, dtype=self._precision.dtype, cache_enabled=False
-        )
 
     def _record(self, capture: Callable[[Callable[[], Any]], Capture]) -> Capture:
         """Warm up and capture; parameters, state and random numbers are put back."""
@@ -249,6 +243,13 @@ class ReplayEngine:
             torch.are_deterministic_algorithms_enabled(),
             *_float32_settings(),
         )
+
+
+def _autocast(device_type: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    if dtype is None:
+        return contextlib.nullcontext()
+    # a cached cast would be replayed from the capture's first use of a weight
+    return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
 
 
 def _float32_settings() -> tuple[Any, ...]:

@@ -50,6 +50,7 @@ def find_rounding_of_gradients(
     before: Sequence[torch.Tensor],
     leaves: Sequence[torch.Tensor],
     autocast_dtype: torch.dtype | None,
+    scale: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Find elements of gradients that say nothing.
 
@@ -58,6 +59,7 @@ def find_rounding_of_gradients(
         before: parameters and buffers, as they were before.
         leaves: the batch's tensors.
         autocast_dtype: of forward and loss; None for the weights' own.
+        scale: of the loss, without which gradients in float16 are nothing; None for none.
 
     Returns:
         bool, for each gradient that there is: which elements are rounding.
@@ -67,7 +69,7 @@ def find_rounding_of_gradients(
         values = [tensor.clone() for tensor in state]
         devices = [leaf.device for leaf in leaves[:1] if leaf.device.type == "cuda"]
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            return compute(values, leaves)[2]
+            return compute(values, leaves, scale)[2]
 
     params = [compute.all_names.index(name) for name in compute.trained]
     return _find_unsteady(gradients_of, before, params, autocast_dtype)
@@ -105,7 +107,10 @@ def _find_unsteady(
             torch.maximum(most, (gradient - first).abs())
             for most, gradient, first in zip(spread, other, plain, strict=True)
         ]
-    return [(most >= _SHARE * first.abs()).cpu() for most, first in zip(spread, plain, strict=True)]
+    return [
+        ((most >= _SHARE * first.abs()) & (most > 0)).cpu()
+        for most, first in zip(spread, plain, strict=True)
+    ]
 
 
 def _step_of(param: torch.Tensor, autocast_dtype: torch.dtype | None) -> float:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-_DECIDERS = ("threads", "layout", "narrow_inputs", "graph")
+_DECIDERS = ("threads", "layout", "narrow_inputs", "graph", "val_graph")
 
 
 class Run(Protocol):
@@ -43,5 +43,5 @@ def write_choices(run: Run, choices: dict[str, Any]) -> None:
     run.micro_batches.num_parts = choices["num_parts"]
     for name in _DECIDERS:
         decider = getattr(run.speedups, name)
-        if decider is not None and choices[name] is not None:
+        if decider is not None and choices.get(name) is not None:
             decider.load_state_dict(choices[name])

@@ -200,9 +200,9 @@ class KerasModel(nn.Module):
                 CPU (which takes seconds, and differs by rounding), replayed on CUDA (the same
                 numbers). "auto" does so only where it pays back within this run, by measuring.
                 None is "auto" on CUDA, and False elsewhere and with ``exact``. "inductor" compiles
-                on CUDA too and replays that: fewer kernels, which round otherwise, after a
-                quarter of a minute to minutes of compiling. What cannot be proven runs as ever, and
-                the reason is said once.
+                on CUDA too and replays that: fewer kernels, which round otherwise, after some
+                seconds to minutes of compiling; on a CPU it is what True is. What cannot be proven
+                runs as ever, and the reason is said once.
             tf32: on CUDA, True multiplies float32 matrices in TF32 (faster, 10 bits of mantissa),
                 False computes products and convolutions in full float32; None leaves torch's
                 settings. They are put back after the fit.

@@ -76,7 +76,10 @@ class FitSettings:
         )
 
     def graph_mode(self, device: torch.device) -> bool | Literal["auto"]:
-        """Return whether training steps become one graph on ``device``; "auto" if that pays."""
+        """Return whether training steps become one graph on ``device``; "auto" if that pays.
+
+        Whose kernels it has, where ``compile`` is "inductor", is another matter.
+        """
         if self.exact:
             return False
         if self.compile is None:

@@ -291,7 +291,7 @@ def test_checkpoint_without_a_fit():
         (dict(patience=0), "patience=0"),
         (dict(gradient_accumulation_steps=0), "gradient_accumulation_steps=0"),
         (dict(mixed_precision="half"), "pass 'no' or 'bf16' or 'fp16'"),
-        (dict(compile="yes"), "pass True, False, 'auto' or None"),
+        (dict(compile="yes"), "pass True, False, 'auto', 'inductor' or None"),
         (dict(compile=True, exact=True), "exclude each other"),
         (dict(tf32="on"), "tf32='on'"),
         (dict(clip_grad_norm=-1), "clip_grad_norm=-1"),

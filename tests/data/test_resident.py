@@ -372,6 +372,13 @@ def test_what_is_changed_in_data_sets_of_tensors_is_seen(make, change):
     assert source.given_up is None
 
 
+def test_tensors_of_inference_mode_stay_on_their_loader():
+    with torch.inference_mode():
+        dataset = tensors()
+    with pytest.raises(Declined, match="made in inference mode, where no change"):
+        ResidentSource(make_loader(dataset), "train_data", CPU, 3)
+
+
 def test_a_data_set_that_takes_the_place_of_tensors_is_read_by_its_loader():
     dataset, said = Subset(tensors(), [3, 1, 4]), []
     loader = make_loader(dataset, shuffle=False)

@@ -315,6 +315,7 @@ class ResidentSource(BatchSource):
 
     def _take_tensors(self) -> None:
         try:
+            self._holdings = Holdings(self._loader.dataset)
             tensors, self._row_of = flatten(self._loader.dataset)
         except ValueError as error:
             raise Declined(str(error)) from None
@@ -328,7 +329,6 @@ class ResidentSource(BatchSource):
             raise Declined(_over_budget(num_bytes, self._budget))
         self._columns = [Column.of_tensor(tensor, self.device) for tensor in tensors]
         self._template, self._labels = [None] * len(tensors), None
-        self._holdings = Holdings(self._loader.dataset)
 
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset

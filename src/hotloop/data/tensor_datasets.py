@@ -37,6 +37,9 @@ class Holdings:
 
     Tensors by identity and version, which every write by an operator changes; a ``Subset``'s
     indices by their values.
+
+    Raises:
+        ValueError: it holds tensors that have no version.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -64,8 +67,12 @@ def _parts_of(dataset: Any) -> Iterator[Any]:
 def _note(part: Any) -> Any:
     if type(part) is Subset:
         return torch.as_tensor(part.indices, dtype=torch.int64).clone()
-    # held on to: an id is not used again
-    return [(tensor, tensor._version) for tensor in getattr(part, "tensors", ())]
+    tensors = getattr(part, "tensors", ())
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "its tensors were made in inference mode, where no change of them is noted"
+        )
+    return [(tensor, tensor._version) for tensor in tensors]
 
 
 def _is_as_noted(part: Any, noted: Any) -> bool:

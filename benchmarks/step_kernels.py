@@ -109,10 +109,10 @@ def make_step(variant: Variant) -> Callable[[], torch.Tensor]:
         loss, _, found = kernels.run()
         pairs = zip(params, found, strict=True)
         grads = [laid_out_like(param, gradient) for param, gradient in pairs]
-        lists = [params, grads, averages, squares, [], [count] * len(params)]
+        lists, counts = [params, grads, averages, squares, []], [count] * len(params)
         count.add_(1)
         with torch.no_grad():
-            pieces = in_pieces(lists) if variant.pieces else lists
+            pieces = in_pieces(lists, counts) if variant.pieces else [*lists, counts]
             update_adam(torch._fused_adam_, {**group, "maximize": False}, rate, *pieces)
         return loss
 

@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from hotloop.data.random_state import RandomStates
 from hotloop.data.resident import Declined, ResidentSource
+from hotloop.errors import DataError
 
 CPU = torch.device("cpu")
 N = 103
@@ -348,7 +349,16 @@ def change_indices(dataset):
 
 
 def replace_indices(dataset):
-    dataset.indices = [4, 4, 4, 4, 4, 4]
+    dataset.indices = [4, 4, 4, 4, 4, -1]
+
+
+def replace_memory(dataset):
+    dataset.tensors[1].data = dataset.tensors[1].data + 10
+
+
+def grow_a_part(dataset):
+    """Which a ConcatDataset never learns of, nor does its loader."""
+    dataset.datasets[0].indices.append(9)
 
 
 @pytest.mark.parametrize(("make", "change"), [
@@ -357,6 +367,9 @@ def replace_indices(dataset):
     (lambda: ConcatDataset([tensors(), tensors()]), change_a_part),
     (lambda: Subset(tensors(), [3, 1, 4, 1, 5, 0]), change_indices),
     (lambda: Subset(tensors(), torch.tensor([3, 1, 4, 1, 5, 0])), change_indices),
+    (lambda: Subset(tensors(), np.array([3, 1, 4, 1, 5, 0])), change_indices),
+    (lambda: Subset(tensors(), range(6)), replace_indices),
+    (lambda: tensors(), replace_memory),
     (lambda: Subset(tensors(), [3, 1, 4, 1, 5, 0]), replace_indices),
 ])  # fmt: skip
 def test_what_is_changed_in_data_sets_of_tensors_is_seen(make, change):
@@ -370,6 +383,35 @@ def test_what_is_changed_in_data_sets_of_tensors_is_seen(make, change):
     assert len(found) == len(expected)
     assert all(map(equal, found, expected))
     assert source.given_up is None
+
+
+def test_a_part_that_grows_goes_back_to_the_loader():
+    dataset = ConcatDataset([Subset(tensors(), [0, 1, 2]), tensors()])
+    loader = make_loader(dataset, shuffle=False)
+    source = ResidentSource(loader, "train_data", CPU, 3)
+    list(source)
+    grow_a_part(dataset)
+    assert all(map(equal, list(source), list(loader)))
+    assert "has another length than at first" in source.given_up
+
+
+@pytest.mark.parametrize("make", [
+    lambda d: make_loader(Subset(d, [-1, 2, -103]), shuffle=False),
+    lambda d: make_loader(Subset(Subset(d, [5, -2, 7]), [-1, 0]), shuffle=False),
+    lambda d: sampled(d, [3, -1, -103, 4]),
+])  # fmt: skip
+def test_indices_that_count_from_the_end(make):
+    loader = make(tensors())
+    source = ResidentSource(loader, "train_data", CPU, 3)
+    assert all(map(equal, list(source), list(loader)))
+
+
+def test_indices_out_of_range_are_named_before_a_device_reads_them():
+    source = ResidentSource(sampled(tensors(), [0, 103]), "train_data", CPU, 3)
+    with pytest.raises(DataError, match="sampler of train_data gives the index 103, and its"):
+        list(source)
+    with pytest.raises(Declined, match="indices go from 0 to 103, of 103 rows"):
+        ResidentSource(make_loader(Subset(tensors(), [0, 103])), "train_data", CPU, 3)
 
 
 def test_tensors_of_inference_mode_stay_on_their_loader():
@@ -397,6 +439,7 @@ def sampled(dataset, sampler):
     (lambda d: make_loader(d), [-100, -1, 0, 1, 2]),
     (lambda d: make_loader(Subset(d, [0, 1])), [0, 1]),
     (lambda d: sampled(d, SubsetRandomSampler([2, 3])), [-100, 2]),
+    (lambda d: sampled(d, RandomSampler(range(2))), [0, 1]),
     (lambda d: sampled(d, WeightedRandomSampler([0, 1, 0, 0, 1.0], 9)), [-1, 1]),
     (lambda d: sampled(Subset(d, [4, 0]), SubsetRandomSampler([1])), [0]),
 ])  # fmt: skip
@@ -408,6 +451,17 @@ def test_labels_that_may_be_drawn(make, expected):
     _, found = source._labels_to_check()
     assert found.read().tolist() == expected
     assert source._labels_to_check()[1] is found
+
+
+def test_rows_that_a_sampler_draws_since_are_looked_at():
+    indices = torch.tensor([0, 1])
+    dataset = TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 99]))
+    source = ResidentSource(sampled(dataset, SubsetRandomSampler(indices)), "train_data", CPU, 3)
+    source.device = torch.device("cuda")
+    for expected in ([0, 1], [0, 99]):
+        source._note_drawable()
+        assert source._labels_to_check()[1].read().tolist() == expected
+        indices[1] = 2
 
 
 def test_labels_of_a_sampler_of_ones_own_are_each_batchs():

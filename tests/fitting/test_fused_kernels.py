@@ -21,6 +21,7 @@ def number(shapes):
 @pytest.mark.parametrize("shapes", [
     [(64, 32, 5, 5), (64,), (10, 32)],
     [(5000, 7), ()],
+    [(), (5000, 7)],
     [(3,), (4,)],
     [(0,), (70_000,)],
     [(100, 100)] * 40,
@@ -31,7 +32,7 @@ def test_every_element_once_and_beside_its_own(shapes, monkeypatch):
     params = number(shapes)
     grads = [param.clone() for param in params]
     steps = [torch.tensor(float(place)) for place in range(len(params))]
-    parts, beside, empty, counts = in_pieces([params, grads, [], steps])
+    parts, beside, empty, counts = in_pieces([params, grads, []], steps)
     assert empty == []
     assert torch.equal(
         torch.cat([part.flatten() for part in parts]), torch.cat([p.flatten() for p in params])
@@ -39,14 +40,14 @@ def test_every_element_once_and_beside_its_own(shapes, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(parts, beside, strict=True))
     assert len(counts) == len(parts)
     assert [id(count) for count in dict.fromkeys(counts)] == [id(step) for step in steps]
-    per_launch = 64  # two lists, and counts
+    per_launch = 64  # of two lists
     assert -(-len(parts) // per_launch) == -(-len(params) // per_launch)
 
 
 def test_large_tensors_are_parted_and_share_their_memory(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)  # ROCm
     (param,) = params = number([(64, 32, 5, 5)])
-    parts, steps = in_pieces([params, [torch.tensor(1.0)]])
+    parts, steps = in_pieces([params], [torch.tensor(1.0)])
     assert 20 <= len(parts) <= 30
     assert all(step is steps[0] for step in steps)
     for part in parts:
@@ -61,7 +62,7 @@ def test_large_tensors_are_parted_and_share_their_memory(monkeypatch):
 def test_as_many_as_one_launch_takes(version, num_lists, num_pieces, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", version)
     lists = [[torch.zeros(1_000_000)] for _ in range(num_lists)]
-    assert len(in_pieces([*lists, [torch.tensor(1.0)]])[0]) == num_pieces
+    assert len(in_pieces(lists, [torch.tensor(1.0)])[0]) == num_pieces
 
 
 def test_memory_layouts():

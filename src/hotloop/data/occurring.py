@@ -26,7 +26,8 @@ class OccurringLabels:
     """
 
     def __init__(self, codes: torch.Tensor, encoding: Any, rows: torch.Tensor | None) -> None:
-        self._codes, self._encoding, self._rows = codes, encoding, rows
+        self._codes: torch.Tensor | None = codes
+        self._encoding, self._rows = encoding, rows
         self._is_known = False
         self._values: torch.Tensor | None = None
 
@@ -34,10 +35,13 @@ class OccurringLabels:
         """Return them on the host, (labels,); None where they are too many to be class indices."""
         if not self._is_known:
             self._values, self._is_known = self._find(), True
+            self._codes = self._rows = None  # which may be much memory
         return self._values
 
     def _find(self) -> torch.Tensor | None:
         codes = self._codes
+        if codes is None:
+            return None
         if self._rows is not None:
             codes = codes[self._rows.to(codes.device)]
         found = codes.new_empty(0)
@@ -49,16 +53,22 @@ class OccurringLabels:
         return values
 
 
-def rows_that_are_drawn(sampler: Any) -> torch.Tensor | None:
+def rows_that_are_drawn(sampler: Any, num_rows: int) -> torch.Tensor | None:
     """Return the rows that one of torch's samplers may draw, int64; None for all of them.
+
+    Args:
+        sampler: the loader's.
+        num_rows: of the data set.
 
     Raises:
         TypeError: another sampler, of which nothing is known.
     """
     if type(sampler) in (SequentialSampler, RandomSampler):
-        return None
+        num_drawn = len(sampler.data_source)
+        return None if num_drawn >= num_rows else torch.arange(num_drawn)
     if type(sampler) is SubsetRandomSampler:
-        return torch.as_tensor(sampler.indices, dtype=torch.int64)
+        # a copy, that a change of them is seen
+        return torch.as_tensor(sampler.indices, dtype=torch.int64).clone()
     if type(sampler) is WeightedRandomSampler:
         return torch.as_tensor(sampler.weights).nonzero().flatten()
     raise TypeError(f"{type(sampler).__name__} may draw anything")

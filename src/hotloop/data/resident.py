@@ -151,6 +151,7 @@ class ResidentSource(BatchSource):
         self._template: Any = None
         self._columns: list[Column] = []
         self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
+        self._is_released = False
         self._labels: OccurringLabels | None = None
         self._drawable: torch.Tensor | None = None  # rows; None for all
         self._knows_drawn = False
@@ -181,6 +182,7 @@ class ResidentSource(BatchSource):
     def release(self) -> bool:
         """Move the data to the host, batches are copied from there; False where it is there."""
         moved = self.on_accelerator
+        self._is_released, self._labels = True, None
         for column in self._columns:
             column.codes = column.codes.cpu()
         return moved
@@ -251,11 +253,9 @@ class ResidentSource(BatchSource):
 
         Where nothing is known of the sampler they are those of the batch that was gathered last.
         """
+        if not self._are_labels_checked():
+            return None
         labels = self._columns[-1]
-        if self.device.type == "cpu" or type(self._template) is not list:
-            return None
-        if labels.dtype not in _INDEX_DTYPES:  # only class indices have a range
-            return None
         if self._labels is None:
             rows = self._drawable if self._knows_drawn else self._gathered_last
             if self._row_of is not None:
@@ -265,13 +265,21 @@ class ResidentSource(BatchSource):
             self._labels = OccurringLabels(labels.codes, labels.encoding, rows)
         return [None, self._labels]
 
+    def _are_labels_checked(self) -> bool:
+        """Tell whether a device reads class indices, which alone have a range."""
+        on_device = self.device.type != "cpu" and type(self._template) is list
+        return on_device and self._columns[-1].dtype in _INDEX_DTYPES
+
     def _note_drawable(self) -> None:
         """Note which rows the loader's sampler may draw."""
+        if not self._are_labels_checked():
+            return
         batch_sampler: Any = self._loader.batch_sampler
         self._knows_drawn = type(batch_sampler) is BatchSampler
         before, self._drawable = self._drawable, None
         try:
-            self._drawable = rows_that_are_drawn(getattr(batch_sampler, "sampler", None))
+            num_rows = len(self._loader.dataset)  # type: ignore[arg-type]
+            self._drawable = rows_that_are_drawn(getattr(batch_sampler, "sampler", None), num_rows)
         except TypeError:
             self._knows_drawn = False
         same = before is self._drawable or (
@@ -296,6 +304,17 @@ class ResidentSource(BatchSource):
         return self._as_batch(self._gather_columns(indices))
 
     def _gather_columns(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        num_rows = len(self._columns[0].codes if self._row_of is None else self._row_of)
+        if indices.numel():
+            low, high = (int(value) for value in indices.aminmax())
+            if low < -num_rows or high >= num_rows:  # on a device, an error that ends its use
+                wrong = low if high < num_rows else high
+                raise DataError(
+                    f"the sampler of {self.role} gives the index {wrong}, and its data set has "
+                    f"{num_rows} samples: give indices below that."
+                )
+            if low < 0:  # which count from the end
+                indices = torch.where(indices < 0, indices + num_rows, indices)
         if self._row_of is not None:
             indices = self._row_of[indices]
         where = self._columns[0].codes.device
@@ -327,7 +346,9 @@ class ResidentSource(BatchSource):
         )
         if copied > self._budget:
             raise Declined(_over_budget(num_bytes, self._budget))
-        self._columns = [Column.of_tensor(tensor, self.device) for tensor in tensors]
+        where = torch.device("cpu") if self._is_released else self.device
+        self._columns = []  # before there are new ones: they may take much memory
+        self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
         self._template, self._labels = [None] * len(tensors), None
 
     def _read_all(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +18,17 @@ def flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """
     if type(dataset) is Subset:
         tensors, rows = flatten(dataset.dataset)
-        chosen = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        num_rows = len(tensors[0]) if rows is None else len(rows)
+        chosen = _rows_at(_as_tensor(dataset.indices), num_rows)
         return tensors, chosen if rows is None else rows[chosen]
     if type(dataset) is ConcatDataset:
-        parts = [flatten(part) for part in dataset.datasets]
+        parts: list[Any] = dataset.datasets
+        ends = list(itertools.accumulate(len(part) for part in parts))
+        if list(dataset.cumulative_sizes) != ends:
+            raise ValueError("a part of its data set has another length than at first")
         picked = [
             [tensor if rows is None else tensor[rows] for tensor in tensors]
-            for tensors, rows in parts
+            for tensors, rows in map(flatten, parts)
         ]
         layouts = {tuple((t.shape[1:], t.dtype, t.device) for t in tensors) for tensors in picked}
         if len(layouts) != 1:
@@ -32,11 +37,29 @@ def flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     return list(dataset.tensors), None
 
 
+def _as_tensor(indices: Any) -> torch.Tensor:
+    try:
+        return torch.as_tensor(indices, dtype=torch.int64)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"a Subset's indices are no integers ({error})") from None
+
+
+def _rows_at(indices: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return indices counted from the beginning, as those below 0 count from the end."""
+    if indices.numel():
+        low, high = (int(value) for value in indices.aminmax())
+        if low < -num_rows or high >= num_rows:
+            raise ValueError(f"a Subset's indices go from {low} to {high}, of {num_rows} rows")
+        if low < 0:
+            return torch.where(indices < 0, indices + num_rows, indices)
+    return indices
+
+
 class Holdings:
     """What a known-pure data set held when it was looked at.
 
-    Tensors by identity and version, which every write by an operator changes; a ``Subset``'s
-    indices by their values.
+    Tensors by identity, address and version, which every write by an operator changes; a
+    ``Subset``'s indices by their values.
 
     Raises:
         ValueError: it holds tensors that have no version.
@@ -66,20 +89,35 @@ def _parts_of(dataset: Any) -> Iterator[Any]:
 
 def _note(part: Any) -> Any:
     if type(part) is Subset:
-        return torch.as_tensor(part.indices, dtype=torch.int64).clone()
+        return _copy_of(part.indices)
     tensors = getattr(part, "tensors", ())
     if any(tensor.is_inference() for tensor in tensors):
         raise ValueError(
             "its tensors were made in inference mode, where no change of them is noted"
         )
-    return [(tensor, tensor._version) for tensor in tensors]
+    return [(tensor, _state_of(tensor)) for tensor in tensors]
+
+
+def _copy_of(indices: Any) -> Any:
+    if isinstance(indices, (range, tuple)):
+        return indices
+    # lists are compared as they are: millions of numbers take long to become a tensor
+    return list(indices) if isinstance(indices, list) else _as_tensor(indices).clone()
+
+
+def _state_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor._version, tensor.data_ptr(), tensor.shape
 
 
 def _is_as_noted(part: Any, noted: Any) -> bool:
     if type(part) is Subset:
-        return torch.equal(torch.as_tensor(part.indices, dtype=torch.int64), noted)
+        if isinstance(noted, torch.Tensor):
+            return not isinstance(part.indices, (range, tuple, list)) and torch.equal(
+                _as_tensor(part.indices), noted
+            )
+        return type(part.indices) is type(noted) and bool(part.indices == noted)
     tensors = getattr(part, "tensors", ())
     return len(tensors) == len(noted) and all(
-        tensor is before and tensor._version == version
-        for tensor, (before, version) in zip(tensors, noted, strict=True)
+        tensor is before and _state_of(tensor) == state
+        for tensor, (before, state) in zip(tensors, noted, strict=True)
     )

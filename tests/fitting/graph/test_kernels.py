@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import types
 import weakref
 
 import pytest
@@ -238,3 +239,20 @@ def test_what_is_rounding_in_fp16_is_told_with_the_scale():
     for gradient, expected in zip(gradients, TorchKernels(sketch).run()[2], strict=True):
         assert torch.linalg.vector_norm(expected) > 0
         torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_what_it_was_asked():
+    def make(device):
+        settings = graphed.GraphSettings(True, None, None, lambda: False, print, inductor=True)
+        accelerator = types.SimpleNamespace(device=torch.device(device))
+        return graphed.GraphedStep(nn.Linear(2, 2), None, None, accelerator, settings)
+
+    step = make("cuda")
+    step.load_state_dict(make("cpu").state_dict())
+    assert step.inductor
+    step.leave_inductor("it fails here")
+    other = make("cpu")
+    other.load_state_dict(step.state_dict())
+    again = make("cuda")
+    again.load_state_dict(other.state_dict())
+    assert not again.inductor

@@ -183,7 +183,7 @@ class _GroupStep:
         torch._foreach_add_(steps, 1)
         averages, squares = ([state[name] for state in states] for name in _AVERAGES)
         largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
-        pieces = in_pieces([params, found, averages, squares, largest, steps])
+        pieces = in_pieces([params, found, averages, squares, largest], steps)
         update_adam(self._kernel, group, rate, *pieces)
 
     def tensors(self) -> list[torch.Tensor]:

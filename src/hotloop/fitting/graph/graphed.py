@@ -126,6 +126,7 @@ class GraphedStep:
         self._prover: Any = None
         self._form: Any = None
         self._num_steps = self._num_builds = self._num_other_forms = 0
+        self._left_inductor = False
         self._num_without_inductor = 0  # builds that were followed by one without it
         self._announced: set[bool] = set()  # by whether it updates
         self._running = self._checked = False
@@ -186,7 +187,7 @@ class GraphedStep:
 
     def leave_inductor(self, reason: str) -> None:
         """Replay torch's own kernels from now on."""
-        self.inductor = False
+        self.inductor, self._left_inductor = False, True
         self.settings.say(
             f"compile: the {self._what} is left to torch's own kernels, since {reason}"
         )
@@ -208,7 +209,7 @@ class GraphedStep:
             "built": self._engine is not None or self._goes_on,
             "why_gradients": self.why_gradients,
             "kernels": self._kernels,
-            "left_inductor": self.settings.inductor and not self.inductor,
+            "left_inductor": self._left_inductor,
             "preds_shape": None if self.preds_like is None else list(self.preds_like.shape),
             "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
@@ -218,7 +219,8 @@ class GraphedStep:
         self._num_steps, self.reason = state["num_steps"], state["reason"]
         self._goes_on, self._saved_form = state["built"], state.get("form")
         self.why_gradients = state.get("why_gradients")
-        self.inductor = self.inductor and not state.get("left_inductor", False)
+        self._left_inductor = state.get("left_inductor", False)
+        self.inductor = self.inductor and not self._left_inductor
         # states of before know nothing of it, and only a CPU's go on without a comparison
         self._goes_on_with = state.get("kernels", "inductor, cpu")
         if state.get("preds_shape") is not None:

@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.jobs import JOBS
 from benchmarks.jobs.job import Setting
 from hotloop.fitting.fused_kernels import in_pieces, update_adam
-from hotloop.fitting.graph.capture import CudaCapture
+from hotloop.fitting.graph.capture import CudaCapture, run_aside
 from hotloop.fitting.graph.cuda_graph import laid_out_like
 from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
@@ -122,12 +122,8 @@ def make_step(variant: Variant) -> Callable[[], torch.Tensor]:
 def capture_step(variant: Variant) -> CudaCapture:
     """Return a graph of one training step."""
     step = make_step(variant)
-    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(4):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
+    for _ in range(4):
+        run_aside(step, torch.device("cuda"))
     graph = CudaCapture(step)
     graph.step = step  # type: ignore[attr-defined] # its tensors are what the graph reads
     return graph

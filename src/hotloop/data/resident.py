@@ -24,7 +24,7 @@ from hotloop.data.purity import (
 )
 from hotloop.data.random_state import RandomStates
 from hotloop.data.sampling import IndexBatches, replay_is_faithful
-from hotloop.data.tensor_datasets import Holdings, flatten
+from hotloop.data.tensor_datasets import Holdings, OutOfRangeError, flatten, rows_at
 from hotloop.data.workers import AdaptiveSource
 from hotloop.errors import DataError
 from hotloop.nested import iterate_leaves, map_leaves
@@ -260,9 +260,10 @@ class ResidentSource(BatchSource):
             rows = self._drawable if self._knows_drawn else self._gathered_last
             if self._row_of is not None:
                 rows = self._row_of if rows is None else self._row_of[rows]
+            found = OccurringLabels(labels.codes, labels.encoding, rows)
             if not self._knows_drawn:
-                return [None, OccurringLabels(labels.codes, labels.encoding, rows)]
-            self._labels = OccurringLabels(labels.codes, labels.encoding, rows)
+                return [None, found]
+            self._labels = found
         return [None, self._labels]
 
     def _are_labels_checked(self) -> bool:
@@ -305,16 +306,14 @@ class ResidentSource(BatchSource):
 
     def _gather_columns(self, indices: torch.Tensor) -> list[torch.Tensor]:
         num_rows = len(self._columns[0].codes if self._row_of is None else self._row_of)
-        if indices.numel():
-            low, high = (int(value) for value in indices.aminmax())
-            if low < -num_rows or high >= num_rows:  # on a device, an error that ends its use
-                wrong = low if high < num_rows else high
-                raise DataError(
-                    f"the sampler of {self.role} gives the index {wrong}, and its data set has "
-                    f"{num_rows} samples: give indices below that."
-                )
-            if low < 0:  # which count from the end
-                indices = torch.where(indices < 0, indices + num_rows, indices)
+        try:
+            indices = rows_at(indices, num_rows)
+        except OutOfRangeError as error:  # on a device, one that ends its use
+            wrong = error.low if error.high < num_rows else error.high
+            raise DataError(
+                f"the sampler of {self.role} gives the index {wrong}, and its data set has "
+                f"{num_rows} samples: give indices below that."
+            ) from None
         if self._row_of is not None:
             indices = self._row_of[indices]
         where = self._columns[0].codes.device

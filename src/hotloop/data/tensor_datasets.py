@@ -19,7 +19,10 @@ def flatten(dataset: Any) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     if type(dataset) is Subset:
         tensors, rows = flatten(dataset.dataset)
         num_rows = len(tensors[0]) if rows is None else len(rows)
-        chosen = _rows_at(_as_tensor(dataset.indices), num_rows)
+        try:
+            chosen = rows_at(_as_tensor(dataset.indices), num_rows)
+        except OutOfRangeError as error:
+            raise ValueError(f"a Subset's {error}, of {num_rows} rows") from None
         return tensors, chosen if rows is None else rows[chosen]
     if type(dataset) is ConcatDataset:
         parts: list[Any] = dataset.datasets
@@ -44,12 +47,33 @@ def _as_tensor(indices: Any) -> torch.Tensor:
         raise ValueError(f"a Subset's indices are no integers ({error})") from None
 
 
-def _rows_at(indices: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Return indices counted from the beginning, as those below 0 count from the end."""
+class OutOfRangeError(IndexError):
+    """Indices below or above what there is.
+
+    Attributes:
+        low: the smallest.
+        high: the largest.
+    """
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__(f"indices go from {low} to {high}")
+        self.low, self.high = low, high
+
+
+def rows_at(indices: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return indices counted from the beginning, as those below 0 count from the end.
+
+    Args:
+        indices: int64, on the host.
+        num_rows: that there are.
+
+    Raises:
+        OutOfRangeError: there is no such row.
+    """
     if indices.numel():
         low, high = (int(value) for value in indices.aminmax())
         if low < -num_rows or high >= num_rows:
-            raise ValueError(f"a Subset's indices go from {low} to {high}, of {num_rows} rows")
+            raise OutOfRangeError(low, high)
         if low < 0:
             return torch.where(indices < 0, indices + num_rows, indices)
     return indices

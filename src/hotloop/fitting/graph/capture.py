@@ -73,6 +73,19 @@ def num_failures() -> int:
     return _num_failures
 
 
+def run_aside(function: Callable[[], Any], device: torch.device) -> Any:
+    """Run a function on another stream than the default one, which cannot be captured."""
+    if device.type != "cuda":
+        return function()
+    current, aside = torch.cuda.current_stream(device), stream_for_warm_up(device)
+    aside.wait_stream(current)
+    try:
+        with torch.cuda.stream(aside):
+            return function()
+    finally:  # what is undone after an error comes after the function's kernels
+        current.wait_stream(aside)
+
+
 @functools.cache
 def stream_for_warm_up(device: torch.device) -> Any:
     """Return one stream for all warm-ups: each has workspaces of its own."""

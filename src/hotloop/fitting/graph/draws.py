@@ -77,6 +77,12 @@ def _apply_mask(graph: torch.fx.Graph, node: Any, mask: torch.fx.Node) -> None:
     graph.erase_node(node)
 
 
+def _mask_of(anything: torch.Tensor, probability: float, trains: bool | None) -> torch.Tensor:
+    """Draw the mask of a dropout, which looks at its input's form alone."""
+    mask: torch.Tensor = _DROPOUT(anything, probability, trains)[1]
+    return mask
+
+
 def _is_random(node: torch.fx.Node) -> bool:
     target: Any = node.target
     if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
@@ -96,37 +102,22 @@ def _form_of(node: Any) -> torch.Tensor:
 def _as_draw(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
     """Return a function that draws what a node draws; None where that depends on other numbers."""
     target: Any = node.target
-    if target is _DROPOUT:
-        return _as_mask(node)
-    needs_form = target in _FILLS or target in _LIKES
+    if target is _DROPOUT and not is_dense(_form_of(node)):
+        return None
+    needs_form = target in _FILLS or target in _LIKES or target is _DROPOUT
     rest = node.args[1:] if needs_form else node.args
     leaves = pytree.tree_leaves([rest, dict(node.kwargs)])
     if any(isinstance(leaf, torch.fx.Node) for leaf in leaves):
         return None
     if not needs_form:
         return functools.partial(target, *rest, **node.kwargs)
-    form, fill = _form_of(node), _FILLS.get(target, target)
+    form = _form_of(node)
+    fill: Any = _mask_of if target is _DROPOUT else _FILLS.get(target, target)
     shape, strides, dtype, device = tuple(form.shape), form.stride(), form.dtype, form.device
 
     def draw() -> torch.Tensor:  # a new tensor each time: who is given it may keep it
         empty = torch.empty_strided(shape, strides, dtype=dtype, device=device)
         drawn: torch.Tensor = fill(empty, *rest, **node.kwargs)
         return drawn
-
-    return draw
-
-
-def _as_mask(node: torch.fx.Node) -> Callable[[], torch.Tensor] | None:
-    """Return a function that draws a dropout's mask; None where that is not possible before."""
-    _, probability, _ = node.args
-    form = _form_of(node)
-    shape, strides, dtype, device = tuple(form.shape), form.stride(), form.dtype, form.device
-    if not is_dense(form):
-        return None
-
-    def draw() -> torch.Tensor:
-        anything = torch.empty_strided(shape, strides, dtype=dtype, device=device)
-        mask: torch.Tensor = _DROPOUT(anything, probability, True)[1]
-        return mask
 
     return draw

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hotloop.fitting.graph.capture import CudaCapture, stream_for_warm_up
+from hotloop.fitting.graph.capture import CudaCapture, run_aside
 
 _BACKWARD = torch.ops.aten.convolution_backward.default
 _NUM_CALLS = 10  # in one graph, so that the host has no part in their time
@@ -144,12 +144,8 @@ def _random_like(fake: torch.Tensor) -> torch.Tensor:
 
 def _fastest(calls: list[Callable[[], torch.Tensor]], device: torch.device) -> list[float]:
     """Return the shortest time of each call in seconds, in turn: a resting GPU wakes up slowly."""
-    current, aside = torch.cuda.current_stream(device), stream_for_warm_up(device)
-    aside.wait_stream(current)
-    with torch.cuda.stream(aside):
-        for call in calls:
-            call()
-    current.wait_stream(aside)
+    for call in calls:
+        run_aside(call, device)
     captures = [_capture_many(call) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     started = time.perf_counter()

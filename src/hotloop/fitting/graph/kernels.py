@@ -102,16 +102,15 @@ class InductorKernels:
         # detached: what is compiled is no part of any other graph
         self._state = [t.detach() for t in (*module.parameters(), *module.buffers())]
         arguments: list[Any] = [self._state, sketch.leaves]
+        arguments += [] if sketch.scale is None else [sketch.scale]
+        self._pure: Any
         if sketch.params is None:
-            with torch.no_grad():
-                self._call, spec = compile_step(PureForward(module, sketch.autocast), arguments)
-            self._given: list[bool] = []
+            self._pure = PureForward(module, sketch.autocast)
         else:
             self._pure = PureGradients(module, sketch.params, sketch.autocast)
-            arguments += [] if sketch.scale is None else [sketch.scale]
-            with torch.no_grad():
-                self._call, spec = compile_step(self._pure, arguments)
-            self._given = self._pure.given
+        with torch.no_grad():
+            self._call, spec = compile_step(self._pure, arguments)
+        self._given: list[bool] = [] if sketch.params is None else self._pure.given
         self._inputs = torch.utils._pytree.tree_leaves(arguments)
         self._preds_of = preds_reader(spec)
 

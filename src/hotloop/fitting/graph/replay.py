@@ -21,7 +21,7 @@ from hotloop.fitting.graph.capture import (
     Capture,
     CudaCapture,
     num_failures,
-    stream_for_warm_up,
+    run_aside,
 )
 from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
 from hotloop.fitting.graph.forms import identities_of
@@ -182,22 +182,9 @@ class ReplayEngine:
 
     def _warm_up(self) -> None:
         for _ in range(_WARM_UP_STEPS):
-            loss, preds = self._run_aside()[:2]
+            loss, preds = run_aside(self._run, self._leaves[0].device)[:2]
             if self._ring is None and self._num_kept:  # on the stream of those who read it
                 self._ring = OutputRing(loss, preds, self._num_kept + 1, self._keeps_preds)
-
-    def _run_aside(self) -> tuple[Any, ...]:
-        """Run the step on another stream than the default one, which cannot be captured."""
-        device = self._leaves[0].device
-        if device.type != "cuda":
-            return self._run()
-        current, aside = torch.cuda.current_stream(device), stream_for_warm_up(device)
-        aside.wait_stream(current)
-        try:
-            with torch.cuda.stream(aside):
-                return self._run()
-        finally:  # what is undone after an error comes after the step's kernels
-            current.wait_stream(aside)
 
     def _verify(self) -> None:
         """Compare a replay with a call, on another batch and with other numbers.

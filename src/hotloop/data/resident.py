@@ -162,7 +162,8 @@ class ResidentSource(BatchSource):
             self._take_tensors()
         else:
             self._read_all()
-        self._index_batches = IndexBatches(loader)
+        # on a CPU the other thread would take time from the steps
+        self._index_batches = IndexBatches(loader, ahead=device.type != "cpu")
 
     @property
     def num_bytes(self) -> int:

@@ -26,6 +26,7 @@ from torch.utils.data import (
 
 from hotloop.data.guarded import has_live_workers
 from hotloop.data.random_state import RandomStates
+from hotloop.data.shuffling import Shuffles
 
 _AT_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
@@ -38,11 +39,16 @@ class IndexBatches:
 
     Attributes:
         workers_live: whether the loader would have workers of an earlier epoch.
+
+    Args:
+        loader: the user's.
+        ahead: shuffle for the next epoch beside this one, in another thread.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], ahead: bool = False) -> None:
         self.loader = loader
         self.workers_live = has_live_workers(loader)
+        self._shuffles = Shuffles(ahead)
 
     def epoch(self) -> Iterator[list[int]]:
         """Yield the index batches of the next epoch."""
@@ -73,7 +79,7 @@ class IndexBatches:
             yield from map(_as_rows, self.epoch())
             return
         self._draw_base_seed()
-        rows = _draw(batch_sampler.sampler)
+        rows = _draw(batch_sampler.sampler, self._shuffles)
         batches = torch.split(rows, batch_sampler.batch_size)
         if batch_sampler.drop_last and len(rows) % batch_sampler.batch_size:
             batches = batches[:-1]
@@ -95,7 +101,7 @@ def _as_rows(indices: list[int]) -> torch.Tensor:
     return torch.tensor(indices, dtype=torch.int64)
 
 
-def _draw(sampler: Any) -> torch.Tensor:
+def _draw(sampler: Any, shuffles: Shuffles) -> torch.Tensor:
     """Return all indices of one of torch's samplers, int64 (num_samples,).
 
     A plain shuffle and a plain order are drawn as tensors, as the samplers do it, without Python
@@ -108,14 +114,7 @@ def _draw(sampler: Any) -> torch.Tensor:
     num_rows = len(sampler.data_source)
     if sampler.num_samples != num_rows:
         return _as_rows(list(sampler))
-    generator = sampler.generator
-    if generator is None:
-        seed = int(torch.empty((), dtype=torch.int64).random_().item())  # sync: on the host
-        generator = torch.Generator()
-        generator.manual_seed(seed)
-    rows = torch.randperm(num_rows, generator=generator)
-    torch.randperm(num_rows, generator=generator)  # of the samples beyond the last whole round
-    return rows
+    return shuffles.draw(num_rows, sampler.generator)
 
 
 class _Identity(Dataset[int]):

@@ -22,8 +22,9 @@ from benchmarks.jobs.job import Setting
 from hotloop.fitting.fused_kernels import in_pieces, update_adam
 from hotloop.fitting.graph.capture import CudaCapture, run_aside
 from hotloop.fitting.graph.cuda_graph import laid_out_like
-from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
+from hotloop.fitting.graph.kernels import InductorKernels, Kernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
+from hotloop.fitting.graph.rewrites import REWRITES
 from hotloop.fitting.speedups import to_channels_last
 
 _NUM_REPLAYS = 200
@@ -43,6 +44,7 @@ class Variant:
         cut: without the rows and columns that no result depends on, as hotloop does it.
         pieces: the fused update gets large tensors in pieces, as in hotloop's graphs.
         inductor: forward, loss and gradients of Inductor's kernels, as ``compile="inductor"``.
+        rewrites: of operators before that, by name; None for all.
     """
 
     channels_last: bool
@@ -53,6 +55,7 @@ class Variant:
     cut: bool = False
     pieces: bool = False
     inductor: bool = False
+    rewrites: tuple[str, ...] | None = None
 
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -72,6 +75,10 @@ VARIANTS = {
         True, dtype=BF16, cut=True, pieces=True, inductor=True
     ),
 }
+for _name in ("none", *REWRITES):  # each apart
+    VARIANTS[f"inductor {_name}"] = Variant(
+        True, cut=True, pieces=True, inductor=True, rewrites=() if _name == "none" else (_name,)
+    )
 
 
 def make_step(variant: Variant) -> Callable[[], torch.Tensor]:
@@ -100,7 +107,9 @@ def make_step(variant: Variant) -> Callable[[], torch.Tensor]:
         ),
         variant.dtype,
     )
-    kernels = (InductorKernels if variant.inductor else TorchKernels)(sketch)
+    kernels: Kernels = TorchKernels(sketch)
+    if variant.inductor:
+        kernels = InductorKernels(sketch, variant.rewrites)
     averages, squares = ([torch.zeros_like(p) for p in params] for _ in range(2))
     count, rate = torch.zeros((), device=device), torch.full((), 1e-3, device=device)
     group = {"betas": (0.9, 0.999), "weight_decay": 0.0, "eps": 1e-8, "amsgrad": False}

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.draws import take_out_draws
-from hotloop.fitting.graph.input_gradients import rewrite_input_gradients
+from hotloop.fitting.graph.rewrites import REWRITES, rewrite
 
 # Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
 _LEFT_TO_TORCH = (
@@ -22,7 +22,9 @@ _LEFT_TO_TORCH = (
 
 
 def compile_step(
-    function: Callable[..., Any], arguments: Sequence[Any]
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    rewrites: Sequence[str] | None = None,
 ) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
     """Compile a function of nested tensors that writes into some of them.
 
@@ -30,11 +32,12 @@ def compile_step(
     (Inductor needs that), and compiled by Inductor. Random numbers are drawn before, by torch's own
     operators in the eager step's order.
 
-    On CUDA some convolutions' input gradients are rewritten (``input_gradients``).
+    On CUDA some operators are replaced by others that are faster (``rewrites``).
 
     Args:
         function: pure apart from writes into its arguments.
         arguments: nested tensors of the shapes, strides and dtypes that every call will have.
+        rewrites: names of ``REWRITES``; None for all.
 
     Returns:
         The compiled function, which takes the flat list of tensors (and empties it) and returns
@@ -45,7 +48,7 @@ def compile_step(
     """
     flat, spec = pytree.tree_flatten(list(arguments))
     try:
-        return _compile(function, flat, spec)
+        return _compile(function, flat, spec, rewrites)
     except DeclinedError:
         raise
     except Exception as error:
@@ -53,7 +56,10 @@ def compile_step(
 
 
 def _compile(
-    function: Callable[..., Any], flat: list[torch.Tensor], spec: Any
+    function: Callable[..., Any],
+    flat: list[torch.Tensor],
+    spec: Any,
+    rewrites: Sequence[str] | None,
 ) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
@@ -87,7 +93,7 @@ def _compile(
             )(*fakes)
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
-        rewrite_input_gradients(graph)
+        rewrite(graph, REWRITES if rewrites is None else rewrites)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         with torch.no_grad(), _without_lowering(left_to_torch):
             compiled: Any = compile_fx_inner(graph, inputs)

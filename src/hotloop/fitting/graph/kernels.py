@@ -91,13 +91,17 @@ class TorchKernels:
 class InductorKernels:
     """Kernels that Inductor writes for this step; they round otherwise than the eager step's.
 
+    Args:
+        sketch: what they compute.
+        rewrites: names of ``REWRITES`` to apply before; None for all.
+
     Raises:
         DeclinedError: the step does not compile.
     """
 
     exact = False
 
-    def __init__(self, sketch: Sketch) -> None:
+    def __init__(self, sketch: Sketch, rewrites: Sequence[str] | None = None) -> None:
         self._sketch, module = sketch, sketch.module
         # detached: what is compiled is no part of any other graph
         self._state = [t.detach() for t in (*module.parameters(), *module.buffers())]
@@ -109,7 +113,7 @@ class InductorKernels:
         else:
             self._pure = PureGradients(module, sketch.params, sketch.autocast)
         with torch.no_grad():
-            self._call, spec = compile_step(self._pure, arguments)
+            self._call, spec = compile_step(self._pure, arguments, rewrites)
         self._given: list[bool] = [] if sketch.params is None else self._pure.given
         self._inputs = torch.utils._pytree.tree_leaves(arguments)
         self._preds_of = preds_reader(spec)

@@ -1,0 +1,35 @@
+"""Operators of a traced step, replaced by ones that CUDA computes faster, before Inductor compiles.
+
+Each computes the same, and rounds otherwise. ``REWRITES`` are tried in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+from hotloop.fitting.graph.rewrites.few_taps import rewrite_few_taps
+from hotloop.fitting.graph.rewrites.input_gradients import rewrite_input_gradients
+from hotloop.fitting.graph.rewrites.small_products import rewrite_small_products
+from hotloop.fitting.graph.rewrites.weight_gradients import rewrite_weight_gradients
+
+REWRITES: dict[str, Callable[[torch.fx.GraphModule], int]] = {
+    "input gradients": rewrite_input_gradients,
+    "weight gradients": rewrite_weight_gradients,
+    "few taps": rewrite_few_taps,
+    "small products": rewrite_small_products,
+}
+
+
+def rewrite(graph: torch.fx.GraphModule, names: Iterable[str]) -> dict[str, int]:
+    """Apply rewrites.
+
+    Args:
+        graph: of a traced step's operators, with a fake tensor in each node's ``meta["val"]``.
+        names: of ``REWRITES``.
+
+    Returns:
+        How many nodes each has replaced.
+    """
+    return {name: REWRITES[name](graph) for name in names}

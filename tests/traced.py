@@ -1,0 +1,34 @@
+"""Traced functions and convolutions, for the tests of rewrites."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+def trace(function, tensors):
+    """Return a function's operators, with fake tensors in each node's ``meta``."""
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
+        return make_fx(function)(*fakes)
+
+
+def trace_convolution(
+    options, layout, shape=(3, 4, 9, 10), kernel=(6, 4, 3, 5), dtype=torch.float64, bias=False
+):
+    """Return a traced convolution and the gradients of a loss of it, and numbers for it."""
+    generator = torch.Generator().manual_seed(0)
+    images, weight, offsets = (
+        torch.randn(form, dtype=dtype, generator=generator) for form in (shape, kernel, kernel[:1])
+    )
+    images, weight = (t.contiguous(memory_format=layout) for t in (images, weight))
+    tensors = [images, weight, offsets] if bias else [images, weight]
+
+    def gradients(*tensors):
+        with torch.enable_grad():
+            tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+            results = torch.nn.functional.conv2d(*tensors, **options)
+            return results, *torch.autograd.grad(results.square().sum(), tensors)
+
+    return trace(gradients, tensors), tensors

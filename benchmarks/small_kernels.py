@@ -9,12 +9,12 @@ what ``hotloop.fitting.graph.rewrites.small_products`` decides by.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hotloop.fitting.graph.rewrites.inlining import trace
+from hotloop.fitting.graph.rewrites.inlining import compile_alone
 from hotloop.fitting.graph.rewrites.measured import fastest
 from hotloop.fitting.graph.rewrites.small_products import are_small, product
 
@@ -41,8 +41,6 @@ def main() -> None:
     """Print a line for each shape."""
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here.")
-    from torch._inductor.compile_fx import compile_fx_inner
-
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us a product")
     for rows, summed, columns, transposed in SHAPES:
         left = torch.randn(rows, summed, device="cuda")
@@ -50,14 +48,16 @@ def main() -> None:
         tensors = [left, torch.randn(columns, summed, device="cuda").t()]
         with FakeTensorMode() as mode:
             fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
-        compiled: Any = compile_fx_inner(trace(product, fakes), fakes)
+        compiled = compile_alone(product, fakes)
 
         def own(tensors: list[torch.Tensor] = tensors) -> torch.Tensor:
             return torch.mm(*tensors)
 
-        def other(tensors: list[torch.Tensor] = tensors, compiled: Any = compiled) -> torch.Tensor:
-            found: torch.Tensor = compiled(list(tensors))[0]
-            return found
+        def other(
+            tensors: list[torch.Tensor] = tensors,
+            compiled: Callable[..., torch.Tensor] = compiled,
+        ) -> torch.Tensor:
+            return compiled(*tensors)
 
         torch.testing.assert_close(other(), own(), rtol=1e-4, atol=1e-4)
         own_us, other_us = (1e6 * seconds for seconds in fastest([own, other], left.device))

@@ -18,7 +18,7 @@ from hotloop.fitting.graph.rewrites.convolutions import (
     options_of,
     pad,
 )
-from hotloop.fitting.graph.rewrites.inlining import clean_up, inline, trace
+from hotloop.fitting.graph.rewrites.inlining import clean_up, compile_alone, inline
 from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
 
 _MAX_TAPS = 16  # input channels times pixels of the kernel: each is written out
@@ -91,14 +91,12 @@ def _is_faster(node: Any) -> bool:
     fakes = [arg.meta["val"] for arg in node.args[:3] if arg is not None]
     if fakes[0].device.type != "cuda":
         return False
-    from torch._inductor.compile_fx import compile_fx_inner
-
-    compiled: Any = compile_fx_inner(trace(_make(node), fakes), fakes)
+    compiled = compile_alone(_make(node), fakes)
     tensors = [random_like(fake) for fake in fakes]
     bias = tensors[2] if len(tensors) > 2 else None
     rest = node.args[3:9]
     return is_faster(
-        lambda: compiled(list(tensors))[0],
+        lambda: compiled(*tensors),
         lambda: FORWARD(*tensors[:2], bias, *rest),
         tensors[0].device,
     )

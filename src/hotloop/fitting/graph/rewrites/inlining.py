@@ -9,7 +9,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 
-def trace(function: Callable[..., torch.Tensor], fakes: list[torch.Tensor]) -> torch.fx.GraphModule:
+def trace(
+    function: Callable[..., torch.Tensor], fakes: Sequence[torch.Tensor]
+) -> torch.fx.GraphModule:
     """Return a function's operators, down to those that Inductor has code for.
 
     Args:
@@ -21,6 +23,24 @@ def trace(function: Callable[..., torch.Tensor], fakes: list[torch.Tensor]) -> t
     mode: Any = fakes[0].fake_mode  # type: ignore[attr-defined]
     with mode, torch.no_grad():
         return make_fx(function, decomposition_table=select_decomp_table())(*fakes)
+
+
+def compile_alone(
+    function: Callable[..., torch.Tensor], fakes: Sequence[torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    """Compile a function by Inductor; arguments as of ``trace``."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    traced = trace(function, fakes)
+    (output,) = traced.graph.find_nodes(op="output")
+    output.args = (output.args,)  # Inductor wants a sequence of results
+    compiled: Any = compile_fx_inner(traced, list(fakes))
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = compiled(list(tensors))[0]
+        return found
+
+    return call
 
 
 def inline(

@@ -18,23 +18,29 @@ from hotloop.fitting.graph.rewrites.inlining import compile_alone
 from hotloop.fitting.graph.rewrites.measured import fastest
 from hotloop.fitting.graph.rewrites.small_products import are_small, product
 
-# (rows, summed, columns), and whether the left matrix is a transposed one, as in weights' gradients
-SHAPES = [
-    (128, 64, 32, False),
-    (128, 32, 10, False),
-    (10, 128, 32, True),
-    (64, 20, 64, False),
-    (64, 64, 64, False),
-    (64, 64, 64, True),
-    (20, 64, 64, True),
-    (32, 128, 64, True),
-    (128, 64, 64, False),
-    (128, 128, 16, False),
-    (256, 32, 64, False),
-    (256, 64, 256, False),
-    (16, 512, 10, True),
-    (10, 512, 64, True),
+# what a product is to a layer, and its (rows, summed, columns)
+PRODUCTS = [
+    ("forward", 128, 64, 32),
+    ("forward", 64, 64, 64),
+    ("forward", 256, 32, 64),
+    ("input gradient", 128, 10, 32),
+    ("input gradient", 128, 64, 64),
+    ("weight gradient", 10, 128, 32),
+    ("weight gradient", 20, 64, 64),
+    ("weight gradient", 64, 64, 64),
+    ("weight gradient", 32, 128, 64),
 ]
+
+
+def make_matrices(kind: str, rows: int, summed: int, columns: int) -> list[torch.Tensor]:
+    """Return two matrices in the memory layouts that such a product has them in."""
+    left = torch.randn(rows, summed, device="cuda")
+    right = torch.randn(summed, columns, device="cuda")
+    if kind == "weight gradient":
+        left = left.t().contiguous().t()
+    if kind == "forward":
+        right = right.t().contiguous().t()
+    return [left, right]
 
 
 def main() -> None:
@@ -42,10 +48,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("torch sees no CUDA device here.")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us a product")
-    for rows, summed, columns, transposed in SHAPES:
-        left = torch.randn(rows, summed, device="cuda")
-        left = left.t().contiguous().t() if transposed else left
-        tensors = [left, torch.randn(columns, summed, device="cuda").t()]
+    for kind, rows, summed, columns in PRODUCTS:
+        tensors = make_matrices(kind, rows, summed, columns)
         with FakeTensorMode() as mode:
             fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
         compiled = compile_alone(product, fakes)
@@ -60,12 +64,12 @@ def main() -> None:
             return compiled(*tensors)
 
         torch.testing.assert_close(other(), own(), rtol=1e-4, atol=1e-4)
-        own_us, other_us = (1e6 * seconds for seconds in fastest([own, other], left.device))
-        chosen = are_small(left.shape, tensors[1].shape)
+        seconds = fastest([own, other], tensors[0].device)
+        own_us, other_us = (1e6 * value for value in seconds)
+        chosen = "Inductor" if are_small(*tensors) else "cuBLAS"
         print(
-            f"{rows:4} x {summed:3} x {columns:3}{' (left transposed)' if transposed else '':18}: "
-            f"cuBLAS {own_us:5.2f}, Inductor {other_us:5.2f}; {'Inductor' if chosen else 'cuBLAS'} "
-            f"is chosen",
+            f"{kind:15} {rows:4} x {summed:3} x {columns:3}: cuBLAS {own_us:5.2f}, "
+            f"Inductor {other_us:5.2f}; {chosen} is chosen",
             flush=True,
         )
 

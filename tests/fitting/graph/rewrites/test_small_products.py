@@ -42,11 +42,13 @@ def test_only_where_it_pays():
     assert rewrite_small_products(graph) == 0  # on a CPU
 
 
-@pytest.mark.parametrize(("shapes", "is_small"), [
-    (((128, 64), (64, 32)), True),
-    (((10, 128), (128, 32)), True),  # a long sum, of few
-    (((32, 128), (128, 64)), False),
-    (((128, 64), (64, 64)), False),
+@pytest.mark.parametrize(("shapes", "scattered", "is_small"), [
+    (((128, 64), (64, 64)), False, True),
+    (((128, 64), (64, 65)), False, False),
+    (((10, 128), (128, 32)), True, True),
+    (((32, 128), (128, 64)), True, False),
 ])  # fmt: skip
-def test_what_is_small(shapes, is_small):
-    assert are_small(*map(torch.Size, shapes)) is is_small
+def test_what_is_small(shapes, scattered, is_small):
+    left, right = map(torch.empty, shapes)
+    left = left.t().contiguous().t() if scattered else left
+    assert are_small(left, right) is is_small

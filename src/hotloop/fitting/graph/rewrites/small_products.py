@@ -14,9 +14,9 @@ import torch
 
 from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
 
-# products of two numbers: where an element is a short sum of them, and where it is any
-_MAX_PRODUCTS, _MAX_LONG_PRODUCTS = 1 << 18, 1 << 16
-_SHORT_SUM = 64
+# products of two numbers; fewer where rows of the left matrix do not lie together, which is read
+# in small pieces then: gradients of weights are such products
+_MAX_PRODUCTS, _MAX_SCATTERED_PRODUCTS = 1 << 19, 1 << 16
 _MM, _ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 
 
@@ -49,16 +49,15 @@ def _is_meant(node: Any) -> bool:
     return node.meta["val"].dtype == torch.float32 and not node.kwargs
 
 
-def are_small(left: torch.Size, right: torch.Size) -> bool:
-    """Tell whether matrices of these shapes, (rows, summed) and (summed, columns), are meant."""
-    num_rows, num_summed = left
-    most = _MAX_PRODUCTS if num_summed <= _SHORT_SUM else _MAX_LONG_PRODUCTS
-    return num_rows * num_summed * right[1] <= most
+def are_small(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Tell whether matrices like these, (rows, summed) and (summed, columns), are meant."""
+    most = _MAX_PRODUCTS if left.stride(1) == 1 else _MAX_SCATTERED_PRODUCTS
+    return left.numel() * right.shape[1] <= most
 
 
 def _is_small(node: Any) -> bool:
     left, right = (arg.meta["val"] for arg in node.args[-2:])
-    return left.device.type == "cuda" and are_small(left.shape, right.shape)
+    return left.device.type == "cuda" and are_small(left, right)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

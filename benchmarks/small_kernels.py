@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hotloop.fitting.graph.rewrites.inlining import compile_alone
+from hotloop.fitting.graph.rewrites.inlining import trace
 from hotloop.fitting.graph.rewrites.measured import fastest
 from hotloop.fitting.graph.rewrites.small_products import are_small, product
 
@@ -30,6 +31,26 @@ PRODUCTS = [
     ("weight gradient", 64, 64, 64),
     ("weight gradient", 32, 128, 64),
 ]
+
+
+def compile_alone(
+    function: Callable[..., torch.Tensor], tensors: list[torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    """Compile a function of tensors by Inductor."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
+    traced = trace(function, fakes)
+    (output,) = traced.graph.find_nodes(op="output")
+    output.args = (output.args,)  # Inductor wants a sequence of results
+    compiled: Any = compile_fx_inner(traced, fakes)
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = compiled(list(tensors))[0]
+        return found
+
+    return call
 
 
 def make_matrices(kind: str, rows: int, summed: int, columns: int) -> list[torch.Tensor]:
@@ -50,9 +71,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; us a product")
     for kind, rows, summed, columns in PRODUCTS:
         tensors = make_matrices(kind, rows, summed, columns)
-        with FakeTensorMode() as mode:
-            fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
-        compiled = compile_alone(product, fakes)
+        compiled = compile_alone(product, tensors)
 
         def own(tensors: list[torch.Tensor] = tensors) -> torch.Tensor:
             return torch.mm(*tensors)

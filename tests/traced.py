@@ -15,20 +15,19 @@ def trace(function, tensors):
 
 
 def trace_convolution(
-    options, layout, shape=(3, 4, 9, 10), kernel=(6, 4, 3, 5), dtype=torch.float64, bias=False
+    options, layout, shape=(3, 4, 9, 10), kernel=(6, 4, 3, 5), dtype=torch.float64
 ):
-    """Return a traced convolution and the gradients of a loss of it, and numbers for it."""
+    """Return the traced gradients of a convolution, and numbers for it."""
     generator = torch.Generator().manual_seed(0)
-    images, weight, offsets = (
-        torch.randn(form, dtype=dtype, generator=generator) for form in (shape, kernel, kernel[:1])
-    )
-    images, weight = (t.contiguous(memory_format=layout) for t in (images, weight))
-    tensors = [images, weight, offsets] if bias else [images, weight]
+    tensors = [
+        torch.randn(form, dtype=dtype, generator=generator).contiguous(memory_format=layout)
+        for form in (shape, kernel)
+    ]
 
     def gradients(*tensors):
         with torch.enable_grad():
             tensors = [tensor.detach().requires_grad_() for tensor in tensors]
             results = torch.nn.functional.conv2d(*tensors, **options)
-            return results, *torch.autograd.grad(results.square().sum(), tensors)
+            return torch.autograd.grad(results.square().sum(), tensors)
 
     return trace(gradients, tensors), tensors

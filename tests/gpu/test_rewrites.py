@@ -12,7 +12,6 @@ from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.rewrites import (
     REWRITES,
-    few_taps,
     input_gradients,
     small_products,
     weight_gradients,
@@ -49,7 +48,7 @@ def kernels_of(monkeypatch):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("names", [*([name] for name in REWRITES), list(REWRITES)])
 def test_the_same_gradients(names, layout, kernels_of, monkeypatch):
-    for rewrite in (input_gradients, weight_gradients, few_taps):
+    for rewrite in (input_gradients, weight_gradients):
         monkeypatch.setattr(rewrite, "_is_faster", lambda node: True)
     monkeypatch.setattr(small_products, "_is_small", lambda node: True)
     expected, found = (kernels.run() for kernels in kernels_of(names, layout))
@@ -64,10 +63,10 @@ def test_what_is_faster_is_measured(kernels_of, monkeypatch):
         asked.append(is_faster(other, own, device))
         return asked[-1]
 
-    for rewrite in (input_gradients, weight_gradients, few_taps):
+    for rewrite in (input_gradients, weight_gradients):
         monkeypatch.setattr(rewrite, "is_faster", watched)
     expected, found = (kernels.run() for kernels in kernels_of(None))
-    assert len(asked) == 3
+    assert len(asked) == 2
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -12,7 +12,6 @@ from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.rewrites import (
     REWRITES,
-    few_taps,
     input_gradients,
     small_products,
     weight_gradients,
@@ -31,7 +30,6 @@ def test_inductor_compiles_them(layout, names, monkeypatch):
 
     monkeypatch.setattr(input_gradients, "_is_faster", notes("input gradients"))
     monkeypatch.setattr(weight_gradients, "_is_faster", notes("weight gradients"))
-    monkeypatch.setattr(few_taps, "_is_faster", notes("few taps"))
     monkeypatch.setattr(small_products, "_is_small", notes("small products"))
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -45,7 +43,6 @@ def test_inductor_compiles_them(layout, names, monkeypatch):
     counts = {
         "input gradients": 1,  # the first convolution's images have no gradient
         "weight gradients": 1,  # the second has 100 taps
-        "few taps": 1,
         "small products": 3,
     }
     assert asked == [name for name in names or REWRITES for _ in range(counts[name])]

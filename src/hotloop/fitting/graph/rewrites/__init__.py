@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from hotloop.fitting.graph.rewrites.few_taps import rewrite_few_taps
 from hotloop.fitting.graph.rewrites.input_gradients import rewrite_input_gradients
 from hotloop.fitting.graph.rewrites.small_products import rewrite_small_products
 from hotloop.fitting.graph.rewrites.weight_gradients import rewrite_weight_gradients
@@ -17,7 +16,6 @@ from hotloop.fitting.graph.rewrites.weight_gradients import rewrite_weight_gradi
 REWRITES: dict[str, Callable[[torch.fx.GraphModule], int]] = {
     "input gradients": rewrite_input_gradients,
     "weight gradients": rewrite_weight_gradients,
-    "few taps": rewrite_few_taps,
     "small products": rewrite_small_products,
 }
 

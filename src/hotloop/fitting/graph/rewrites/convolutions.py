@@ -1,4 +1,4 @@
-"""What the rewrites of convolutions know of them."""
+"""What the rewrites of convolutions' gradients know of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 BACKWARD = torch.ops.aten.convolution_backward.default
-FORWARD = torch.ops.aten.convolution.default
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a convolution, as its operators list them."""
+    """The options of a convolution, as its operator for gradients lists them."""
 
     stride: list[int]
     padding: list[int]
@@ -29,9 +28,8 @@ class Options:
 
 
 def options_of(node: Any) -> Options:
-    """Return the options of a node of ``FORWARD`` or ``BACKWARD``."""
-    first = 3 if node.target is FORWARD else 4
-    return Options(*node.args[first : first + 6])
+    """Return the options of a node of ``BACKWARD``."""
+    return Options(*node.args[4:10])
 
 
 def format_of(tensor: torch.Tensor) -> torch.memory_format:
@@ -58,11 +56,3 @@ def drop_result(node: torch.fx.Node, place: int, replacement: torch.fx.Node) -> 
         if user.args[1] == place:
             user.replace_all_uses_with(replacement)
             node.graph.erase_node(user)
-
-
-def pad(images: torch.Tensor, padding: list[int]) -> torch.Tensor:
-    """Return images with zeros around them."""
-    if not any(padding):
-        return images
-    rows, columns = padding
-    return torch.ops.aten.constant_pad_nd.default(images, [columns, columns, rows, rows], 0.0)  # type: ignore[no-any-return]

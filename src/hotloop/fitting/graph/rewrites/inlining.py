@@ -25,24 +25,6 @@ def trace(
         return make_fx(function, decomposition_table=select_decomp_table())(*fakes)
 
 
-def compile_alone(
-    function: Callable[..., torch.Tensor], fakes: Sequence[torch.Tensor]
-) -> Callable[..., torch.Tensor]:
-    """Compile a function by Inductor; arguments as of ``trace``."""
-    from torch._inductor.compile_fx import compile_fx_inner
-
-    traced = trace(function, fakes)
-    (output,) = traced.graph.find_nodes(op="output")
-    output.args = (output.args,)  # Inductor wants a sequence of results
-    compiled: Any = compile_fx_inner(traced, list(fakes))
-
-    def call(*tensors: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = compiled(list(tensors))[0]
-        return found
-
-    return call
-
-
 def inline(
     graph: torch.fx.Graph,
     before: torch.fx.Node,

@@ -15,7 +15,6 @@ import torch
 
 from hotloop.fitting.graph.rewrites.convolutions import (
     BACKWARD,
-    FORWARD,
     Options,
     drop_result,
     format_of,
@@ -67,7 +66,7 @@ def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         turned = weight.transpose(0, 1).flip(2, 3).clone(memory_format=format_of(weight))
         sizes = zip(options.dilation, weight.shape[2:], options.padding, strict=True)
         rest = [d * (size - 1) - pad for d, size, pad in sizes]
-        found: torch.Tensor = FORWARD(
+        found: torch.Tensor = torch.ops.aten.convolution.default(
             gradient, turned, None, options.stride, rest, options.dilation, False, [0, 0], 1
         )
         return found

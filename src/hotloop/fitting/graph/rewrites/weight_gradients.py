@@ -18,7 +18,6 @@ from hotloop.fitting.graph.rewrites.convolutions import (
     drop_result,
     format_of,
     options_of,
-    pad,
 )
 from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
 from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
@@ -73,7 +72,7 @@ def _make(
     form = format_of(weight)
 
     def weight_gradient(gradient: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        patches = pad(images, options.padding)
+        patches = _pad(images, options.padding)
         patches = patches.unfold(2, height, options.stride[0]).unfold(3, width, options.stride[1])
         patches = patches.permute(0, 1, 4, 5, 2, 3)  # (batch, in, height, width, *result's)
         num_rows, num_taps = len(images), num_in * height * width
@@ -84,6 +83,14 @@ def _make(
         return turned.clone(memory_format=form)
 
     return weight_gradient
+
+
+def _pad(images: torch.Tensor, padding: list[int]) -> torch.Tensor:
+    """Return images with zeros around them."""
+    if not any(padding):
+        return images
+    rows, columns = padding
+    return torch.ops.aten.constant_pad_nd.default(images, [columns, columns, rows, rows], 0.0)  # type: ignore[no-any-return]
 
 
 def _is_faster(node: Any) -> bool:

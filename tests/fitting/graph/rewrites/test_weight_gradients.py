@@ -37,6 +37,7 @@ def test_the_same_numbers(options, layout):
     ({"groups": 2}, {"kernel": (6, 1, 3, 5)}),
     ({}, {"kernel": (6, 2, 7, 5)}),  # 70 taps
     ({}, {"dtype": torch.float64}),
+    ({}, {"shape": (1, 2, 800, 800)}),  # 73 MiB of patches
 ])  # fmt: skip
 def test_others_stay_as_they_are(options, other):
     graph, _ = trace_convolution(options, torch.contiguous_format, **FEW | other)

@@ -23,6 +23,7 @@ from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
 from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
 
 _MAX_TAPS = 64  # input channels times pixels of the kernel: how often patches repeat an image
+_MAX_PATCH_BYTES = 1 << 26
 
 
 def rewrite_weight_gradients(
@@ -56,7 +57,16 @@ def _is_meant(node: Any) -> bool:
         and weight[0].numel() <= _MAX_TAPS
         and options.is_plain
         and all(step == 1 for step in options.dilation)
+        and len(options.stride) == len(options.padding) == 2
+        and _patch_bytes(node) <= _MAX_PATCH_BYTES
     )
+
+
+def _patch_bytes(node: Any) -> int:
+    gradient, _, weight = (arg.meta["val"] for arg in node.args[:3])
+    num_patches = gradient.numel() // len(weight)
+    num_bytes: int = num_patches * weight[0].numel() * gradient.element_size()
+    return num_bytes
 
 
 def _make(

@@ -414,6 +414,12 @@ def test_indices_out_of_range_are_named_before_a_device_reads_them():
         ResidentSource(make_loader(Subset(tensors(), [0, 103])), "train_data", CPU, 3)
 
 
+def test_sparse_tensors_stay_on_their_loader():
+    dataset = TensorDataset(torch.eye(20).to_sparse(), torch.arange(20))
+    with pytest.raises(Declined, match="tensors that are not dense"):
+        ResidentSource(make_loader(dataset), "train_data", CPU, 3)
+
+
 def test_tensors_of_inference_mode_stay_on_their_loader():
     with torch.inference_mode():
         dataset = tensors()

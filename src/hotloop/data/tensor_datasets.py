@@ -86,7 +86,7 @@ class Holdings:
     ``Subset``'s indices by their values.
 
     Raises:
-        ValueError: it holds tensors that have no version.
+        ValueError: it holds tensors that have no version, or no address.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -119,6 +119,8 @@ def _note(part: Any) -> Any:
         raise ValueError(
             "its tensors were made in inference mode, where no change of them is noted"
         )
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        raise ValueError("it holds tensors that are not dense")
     return [(tensor, _state_of(tensor)) for tensor in tensors]
 
 

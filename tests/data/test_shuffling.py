@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 
 from hotloop.data import shuffling
+from hotloop.data.sampling import IndexBatches
 from hotloop.data.shuffling import Shuffles
 
 NUM_ROWS = 5000
+HERE, AHEAD = threading.current_thread().name, "hotloop-shuffle"
 
 
 def run_epochs(draw, generator, between):
@@ -60,16 +63,22 @@ def test_they_are_the_samplers(between, own, ahead):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """Return a list that gets the name of the thread of each shuffle."""
+    """Return what tells the thread of each permutation, once all of them are drawn."""
     names = []
+    real = torch.randperm
 
-    class Watched(shuffling._Shuffle):
-        def run(self):
-            names.append(threading.current_thread().name)
-            return super().run()
+    def watched(*args, **kwargs):
+        names.append(threading.current_thread().name)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(shuffling, "_Shuffle", Watched)
-    return names
+    def read():
+        for thread in threading.enumerate():
+            if thread.name == AHEAD:
+                thread.join()
+        return names
+
+    monkeypatch.setattr(torch, "randperm", watched)
+    return read
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -79,8 +88,8 @@ def test_they_are_drawn_ahead_once_the_distance_is_known(threads, own):
     for _ in range(4):
         shuffles.draw(NUM_ROWS, generator)
         draw_seeds(2, generator)
-    here = threading.current_thread().name
-    assert sorted(threads) == sorted([here] * 2 + ["hotloop-shuffle"] * 3)
+    each = 2 if own else 1
+    assert sorted(threads()) == sorted(([HERE] * 2 + [AHEAD] * 3) * each)
 
 
 @pytest.mark.parametrize("num_rows", [10, NUM_ROWS])
@@ -88,7 +97,7 @@ def test_they_are_drawn_when_they_are_due_otherwise(threads, num_rows):
     shuffles = Shuffles(ahead=num_rows == 10)  # too few to be worth a thread
     for _ in range(4):
         shuffles.draw(num_rows, None)
-    assert set(threads) == {threading.current_thread().name}
+    assert set(threads()) == {HERE}
 
 
 def test_a_guess_that_fails_is_not_used(threads):
@@ -98,28 +107,84 @@ def test_a_guess_that_fails_is_not_used(threads):
     torch.manual_seed(7)
     order = list(plain())
     torch.manual_seed(7)
+    before = threads().count(HERE)
     assert shuffles.draw(NUM_ROWS, None).tolist() == order
-    assert threads.count(threading.current_thread().name) == 3
+    assert threads().count(HERE) == before + 1
 
 
-def test_more_rows_than_before(threads):
-    shuffles = Shuffles(ahead=True)
+def test_more_rows_than_before():
+    shuffles, sampler = Shuffles(ahead=True), RandomSampler(range(NUM_ROWS + 1))
     for _ in range(3):
         shuffles.draw(NUM_ROWS, None)
-    assert shuffles.draw(NUM_ROWS + 1, None).sort().values.equal(torch.arange(NUM_ROWS + 1))
+    torch.manual_seed(7)
+    order = list(sampler)
+    torch.manual_seed(7)
+    assert shuffles.draw(NUM_ROWS + 1, None).tolist() == order
 
 
-def test_where_it_could_not_be_drawn_ahead_it_is_when_it_is_due(monkeypatch):
+@pytest.mark.parametrize("what", ["memory", "threads"])
+def test_where_it_cannot_be_drawn_ahead_it_is_when_it_is_due(what, monkeypatch):
     real = torch.randperm
 
     def fails_in_threads(*args, **kwargs):
-        if threading.current_thread().name == "hotloop-shuffle":
+        if threading.current_thread().name == AHEAD:
             raise RuntimeError("not enough memory")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(torch, "randperm", fails_in_threads)
+    def never_starts(thread):
+        raise RuntimeError("can't start new thread")
+
+    if what == "memory":
+        monkeypatch.setattr(torch, "randperm", fails_in_threads)
+    else:
+        monkeypatch.setattr(threading.Thread, "start", never_starts)
     torch.manual_seed(0)
     expected = [list(plain()) for _ in range(4)]
     torch.manual_seed(0)
     shuffles = Shuffles(ahead=True)
     assert [shuffles.draw(NUM_ROWS, None).tolist() for _ in range(4)] == expected
+
+
+def test_what_another_thread_draws_meanwhile_stays_drawn(monkeypatch):
+    """Its seed is not given to a shuffle as well."""
+    real, drawn = shuffling._Ahead.wait, []
+
+    def waits_while_another_draws(ahead):
+        rows = real(ahead)
+        drawn.append(int(torch.empty((), dtype=torch.int64).random_()))
+        return rows
+
+    shuffles = Shuffles(ahead=True)
+    for _ in range(3):
+        shuffles.draw(NUM_ROWS, None)
+    torch.manual_seed(3)
+    shuffles.draw(NUM_ROWS, None)  # a miss
+    shuffles.draw(NUM_ROWS, None)
+    monkeypatch.setattr(shuffling._Ahead, "wait", waits_while_another_draws)
+    state = torch.get_rng_state()
+    order = list(plain())
+    following = int(torch.empty((), dtype=torch.int64).random_())
+    torch.set_rng_state(state)
+    assert shuffles.draw(NUM_ROWS, None).tolist() == order
+    assert drawn == [following]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_loaders_batches_with_shuffles_ahead(own):
+    """Epochs of ``IndexBatches`` are the loader's, one of them broken off.
+
+    Not with a generator of the user's own, whose second permutation the loader draws at the end.
+    """
+    orders = []
+    for replay in (False, True):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1) if own else None
+        loader = DataLoader(range(NUM_ROWS), 700, shuffle=True, generator=generator)
+        batches = IndexBatches(loader, ahead=True)
+        found = []
+        for epoch in range(6):
+            rows = batches.epoch_rows() if replay else iter(loader)
+            found += list(itertools.islice(rows, None if own or epoch != 3 else 2))
+            draw_seeds(1)
+        orders.append(torch.cat(found))
+    assert torch.equal(*orders)

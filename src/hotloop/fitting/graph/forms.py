@@ -10,8 +10,9 @@ from torch import nn
 
 
 def is_flat(batch: Any) -> bool:
-    """Tell whether a batch is a list of tensors and nothing else."""
-    return type(batch) is list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
+    """Tell whether a batch is a list or tuple of tensors and nothing else."""
+    is_list = type(batch) in (list, tuple)
+    return is_list and all(isinstance(leaf, torch.Tensor) for leaf in batch)
 
 
 def is_plain(leaf: torch.Tensor) -> bool:

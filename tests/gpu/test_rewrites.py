@@ -16,7 +16,7 @@ from hotloop.fitting.graph.rewrites import (
     small_products,
     weight_gradients,
 )
-from hotloop.fitting.graph.rewrites.measured import is_faster
+from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,9 +58,10 @@ def test_the_same_gradients(names, layout, kernels_of, monkeypatch):
 def test_what_is_faster_is_measured(kernels_of, monkeypatch):
     asked = []
 
-    def watched(other, own, device):
-        torch.testing.assert_close(other(), own(), rtol=1e-3, atol=1e-3)
-        asked.append(is_faster(other, own, device))
+    def watched(other, own, fakes):
+        tensors = [random_like(fake) for fake in fakes]
+        torch.testing.assert_close(other(*tensors), own(*tensors), rtol=1e-3, atol=1e-3)
+        asked.append(is_faster(other, own, fakes))
         return asked[-1]
 
     for rewrite in (input_gradients, weight_gradients):
@@ -72,5 +73,8 @@ def test_what_is_faster_is_measured(kernels_of, monkeypatch):
 
 def test_a_product_of_large_matrices_is_slower_than_one_of_small_ones():
     small, large = (torch.rand(size, size, device="cuda") for size in (32, 4096))
-    assert is_faster(lambda: small @ small, lambda: large @ large, small.device)
-    assert not is_faster(lambda: large @ large, lambda: small @ small, small.device)
+    both = [lambda *_: small @ small, lambda *_: large @ large]
+    assert is_faster(*both, [small])
+    assert not is_faster(*reversed(both), [small])
+    assert not is_faster(both[0], lambda *_: small @ large, [small])  # shapes that do not fit
+    assert is_faster(*both, [small])  # what failed left nothing behind

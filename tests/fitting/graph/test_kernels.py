@@ -17,7 +17,7 @@ from zoo import ZOO
 
 from hotloop import KerasModel
 from hotloop.errors import SettingsError
-from hotloop.fitting.graph import build, graphed
+from hotloop.fitting.graph import build, capture, graphed
 from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
@@ -54,6 +54,22 @@ class Dropped(nn.Module):
     def forward(self, inputs):
         hidden = torch.native_dropout(self.first(inputs).relu(), 0.3, self.training)[0]
         return self.second(torch.native_dropout(hidden, 0.2, self.training)[0])
+
+
+def test_measuring_that_fails_leaves_the_graph_as_it_is(monkeypatch, capsys):
+    """A capture that failed makes those of before useless, and not the one that comes after."""
+
+    class Measured(InductorKernels):
+        def __init__(self, sketch):
+            super().__init__(sketch)
+            capture._num_failures += 1
+
+    monkeypatch.setattr(capture, "_num_failures", 0)
+    monkeypatch.setattr(build, "InductorKernels", Measured)
+    engines = use_stand_in(monkeypatch, CalledAgain, inductor=True)
+    train(ZOO["mlp"].make, ZOO["mlp"].loader(), compile=True)
+    assert "runs eagerly" not in capsys.readouterr().out
+    assert len(engines) == 1
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -103,6 +103,9 @@ def laid_out_like(param: torch.Tensor, grad: torch.Tensor | None) -> Any:
     """
     if grad is None or grad.stride() == param.stride():
         return grad
+    counted = [place for place, size in enumerate(param.shape) if size != 1]
+    if all(grad.stride(place) == param.stride(place) for place in counted):
+        return grad.as_strided(param.shape, param.stride())  # the same memory
     if not is_dense(param):
         return grad.contiguous()
     return torch.empty_strided(

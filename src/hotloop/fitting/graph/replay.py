@@ -77,10 +77,10 @@ class ReplayEngine:
         self._keeps_preds = graphed.settings.keeps_preds
         self._num_kept = graphed.settings.num_kept
         self._ring: OutputRing | None = None
-        self._num_failures = num_failures()
         self._parameters = list(self.module.parameters())  # held on to: an id is not used again
         self._layout = self._describe()
         self._kernels = kernels(self._sketch())
+        self._num_failures = num_failures()  # now: kernels are measured, which may fail
         self._capture = self._record(capture)
         self._verify()
 

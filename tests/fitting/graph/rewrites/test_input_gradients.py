@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from traced import trace_convolution
+from traced import trace, trace_convolution
 
 from hotloop.fitting.graph.rewrites.input_gradients import rewrite_input_gradients
 
@@ -42,8 +42,38 @@ def test_others_stay_as_they_are(options):
     assert rewrite_input_gradients(graph, lambda node: True) == 0
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("shape", "kernel"), [
+    ((3, 1, 9, 10), (6, 1, 3, 3)),  # one channel
+    ((3, 5, 9, 10), (6, 5, 1, 1)),  # one pixel
+    ((1, 1, 3, 3), (1, 1, 3, 3)),
+])  # fmt: skip
+def test_images_of_more_layouts_than_one(shape, kernel, layout):
+    """Both layouts have the same bytes there, and other strides."""
+    graph, inputs = trace_convolution({}, layout, shape, kernel)
+    expected = graph(*inputs)
+    assert rewrite_input_gradients(graph, lambda node: True) == 1
+    found = graph(*inputs)
+    torch.testing.assert_close(found, expected)
+    assert [tensor.stride() for tensor in found] == [tensor.stride() for tensor in expected]
+
+
+def test_options_of_one_number_for_both_sides():
+    def gradients(images, weight):
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            results = torch.conv2d(images, weight, None, (1,), (1,), (1,))
+            return torch.autograd.grad(results.square().sum(), [images])
+
+    tensors = [torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)]
+    graph = trace(gradients, tensors)
+    rewrite_input_gradients(graph, lambda node: True)
+    torch.testing.assert_close(graph(*tensors), gradients(*tensors))
+
+
 def test_only_where_it_pays():
     graph, _ = trace_convolution({}, torch.contiguous_format)
     asked = []
     assert rewrite_input_gradients(graph, asked.append) == 0
     assert [node.target for node in asked] == [BACKWARD]
+    assert rewrite_input_gradients(graph) == 0  # on a CPU

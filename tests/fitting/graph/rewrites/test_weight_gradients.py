@@ -38,10 +38,29 @@ def test_the_same_numbers(options, layout):
     ({}, {"kernel": (6, 2, 7, 5)}),  # 70 taps
     ({}, {"dtype": torch.float64}),
     ({}, {"shape": (1, 2, 800, 800)}),  # 73 MiB of patches
+    ({}, {"shape": (12000, 1, 1, 1), "kernel": (1500, 1, 1, 1)}),  # 69 MiB of products
+    ({}, {"shape": (0, 2, 11, 12)}),
 ])  # fmt: skip
 def test_others_stay_as_they_are(options, other):
     graph, _ = trace_convolution(options, torch.contiguous_format, **FEW | other)
     assert rewrite_weight_gradients(graph, lambda node: True) == 0
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("shape", "kernel"), [
+    ((3, 1, 9, 10), (6, 1, 3, 3)),  # one channel
+    ((3, 5, 9, 10), (6, 5, 1, 1)),  # one pixel
+    ((1, 1, 3, 3), (1, 1, 3, 3)),
+])  # fmt: skip
+def test_weights_of_more_layouts_than_one(shape, kernel, layout):
+    """Both layouts have the same bytes there, and other strides."""
+    graph, inputs = trace_convolution({}, layout, shape, kernel, torch.float32)
+    for weight in (inputs[1], inputs[1].contiguous(memory_format=torch.contiguous_format)):
+        expected = graph(inputs[0], weight)
+        assert rewrite_weight_gradients(graph, lambda node: True) in (0, 1)
+        found = graph(inputs[0], weight)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert [tensor.stride() for tensor in found] == [tensor.stride() for tensor in expected]
 
 
 def test_only_where_it_pays():

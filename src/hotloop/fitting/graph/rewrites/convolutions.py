@@ -21,21 +21,45 @@ class Options:
     output_padding: list[int]
     groups: int
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is neither a transposed one nor of groups."""
-        return not self.transposed and self.groups == 1
-
 
 def options_of(node: Any) -> Options:
     """Return the options of a node of ``BACKWARD``."""
     return Options(*node.args[4:10])
 
 
-def format_of(tensor: torch.Tensor) -> torch.memory_format:
-    """Return the memory format of (batch, channels, height, width)."""
-    is_last = tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
+def is_meant(node: Any, place: int) -> bool:
+    """Tell whether a node gives a gradient of a plain convolution of images, with samples.
+
+    Args:
+        node: of ``BACKWARD``.
+        place: of the gradient: 0 of the input, 1 of the weight.
+    """
+    options, wanted = options_of(node), node.meta["val"][place]
+    lists = (options.stride, options.padding, options.dilation)
+    return (
+        bool(node.args[10][place])
+        and wanted.dim() == 4
+        and wanted.numel() > 0
+        and not options.transposed
+        and options.groups == 1
+        and all(len(numbers) == 2 for numbers in lists)
+        and format_of(wanted) is not None
+    )
+
+
+def format_of(tensor: torch.Tensor) -> torch.memory_format | None:
+    """Return the memory format that gives a tensor's very strides; None where there is none."""
+    for form in (torch.contiguous_format, torch.channels_last):
+        if torch.empty_like(tensor, memory_format=form).stride() == tensor.stride():
+            return form
+    return None
+
+
+def laid_out(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return a gradient with the strides of the one that it replaces."""
+    if found.stride() == wanted.stride():
+        return found
+    return found.clone(memory_format=format_of(wanted))
 
 
 def drop_result(node: torch.fx.Node, place: int, replacement: torch.fx.Node) -> None:

@@ -15,13 +15,13 @@ import torch
 
 from hotloop.fitting.graph.rewrites.convolutions import (
     BACKWARD,
-    Options,
     drop_result,
-    format_of,
+    is_meant,
+    laid_out,
     options_of,
 )
 from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
-from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
+from hotloop.fitting.graph.rewrites.measured import each_form_once, is_faster
 
 
 def rewrite_input_gradients(
@@ -36,7 +36,7 @@ def rewrite_input_gradients(
     Returns:
         How many were rewritten.
     """
-    pays = pays or _is_faster
+    pays = pays or each_form_once(_is_faster)
     nodes = list(graph.graph.find_nodes(op="call_function", target=BACKWARD))
     chosen: list[Any] = [node for node in nodes if _is_meant(node) and pays(node)]
     for node in chosen:
@@ -46,43 +46,45 @@ def rewrite_input_gradients(
 
 
 def _is_meant(node: Any) -> bool:
+    if not is_meant(node, 0):
+        return False
     weight, options = node.args[2].meta["val"], options_of(node)
-    extents = [d * (size - 1) for d, size in zip(options.dilation, weight.shape[2:], strict=False)]
-    return (
-        bool(node.args[10][0])
-        and weight.dim() == 4
-        and options.is_plain
-        and all(step == 1 for step in options.stride)
-        and len(options.padding) == len(extents)
-        and all(pad <= extent for pad, extent in zip(options.padding, extents, strict=True))
+    extents = zip(options.padding, options.dilation, weight.shape[2:], strict=True)
+    return all(step == 1 for step in options.stride) and all(
+        pad <= dilation * (size - 1) for pad, dilation, size in extents
     )
 
 
 def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Return the function of the result's gradient and the weight that a node is replaced by."""
-    options: Options = options_of(node)
+    options, wanted = options_of(node), node.meta["val"][0]
 
     def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        turned = weight.transpose(0, 1).flip(2, 3).clone(memory_format=format_of(weight))
+        is_last = weight.is_contiguous(memory_format=torch.channels_last)
+        form = torch.channels_last if is_last else torch.contiguous_format
+        turned = weight.transpose(0, 1).flip(2, 3).clone(memory_format=form)
         sizes = zip(options.dilation, weight.shape[2:], options.padding, strict=True)
         rest = [d * (size - 1) - pad for d, size, pad in sizes]
-        found: torch.Tensor = torch.ops.aten.convolution.default(
+        found = torch.ops.aten.convolution.default(
             gradient, turned, None, options.stride, rest, options.dilation, False, [0, 0], 1
         )
-        return found
+        return laid_out(found, wanted)
 
     return input_gradient
 
 
 def _is_faster(node: Any) -> bool:
-    """Measure both, on random numbers of the node's shapes and memory layouts."""
-    forms = [arg.meta["val"] for arg in node.args[:3]]
-    if forms[0].device.type != "cuda":
+    """Measure both, on random numbers of the node's shapes and memory layouts.
+
+    Only for images that are channels-last: those of others may be laid out anew by Inductor, which
+    looks at all convolutions of a graph for that.
+    """
+    fakes = [arg.meta["val"] for arg in node.args[:3]]
+    if not all(fake.is_contiguous(memory_format=torch.channels_last) for fake in fakes[1:]):
         return False
-    gradient, images, weight = (random_like(form) for form in forms)
     rest, function = node.args[3:10], _make(node)
     return is_faster(
-        lambda: function(gradient, weight),
-        lambda: BACKWARD(gradient, images, weight, *rest, [True, False, False])[0],
-        gradient.device,
+        lambda gradient, _, weight: function(gradient, weight),
+        lambda *tensors: BACKWARD(*tensors, *rest, [True, False, False])[0],
+        fakes,
     )

@@ -14,16 +14,16 @@ import torch
 
 from hotloop.fitting.graph.rewrites.convolutions import (
     BACKWARD,
-    Options,
     drop_result,
-    format_of,
+    is_meant,
+    laid_out,
     options_of,
 )
 from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
-from hotloop.fitting.graph.rewrites.measured import is_faster, random_like
+from hotloop.fitting.graph.rewrites.measured import each_form_once, is_faster
 
-_MAX_TAPS = 64  # input channels times pixels of the kernel: how often patches repeat an image
-_MAX_PATCH_BYTES = 1 << 26
+_MAX_TAPS = 64  # input channels times pixels of the kernel
+_MAX_BYTES = 1 << 26  # of patches, which hold each pixel many times, or of an image's products
 
 
 def rewrite_weight_gradients(
@@ -38,48 +38,40 @@ def rewrite_weight_gradients(
     Returns:
         How many were rewritten.
     """
-    pays = pays or _is_faster
+    pays = pays or each_form_once(_is_faster)
     nodes = list(graph.graph.find_nodes(op="call_function", target=BACKWARD))
     chosen: list[Any] = [node for node in nodes if _is_meant(node) and pays(node)]
     for node in chosen:
-        gradient, images, weight = node.args[:3]
-        function = _make(weight.meta["val"], options_of(node))
-        drop_result(node, 1, inline(graph.graph, node, function, [gradient, images]))
+        gradient, images = node.args[:2]
+        drop_result(node, 1, inline(graph.graph, node, _make(node), [gradient, images]))
     return clean_up(graph, len(chosen))
 
 
 def _is_meant(node: Any) -> bool:
-    weight, options = node.args[2].meta["val"], options_of(node)
     return (
-        bool(node.args[10][1])
-        and weight.dim() == 4
-        and weight.dtype == torch.float32  # sums of bfloat16 would be rounded once an image
-        and weight[0].numel() <= _MAX_TAPS
-        and options.is_plain
-        and all(step == 1 for step in options.dilation)
-        and len(options.stride) == len(options.padding) == 2
-        and _patch_bytes(node) <= _MAX_PATCH_BYTES
+        is_meant(node, 1)
+        # sums of bfloat16 would be rounded once an image
+        and node.meta["val"][1].dtype == torch.float32
+        and node.meta["val"][1][0].numel() <= _MAX_TAPS
+        and all(step == 1 for step in options_of(node).dilation)
+        and node.args[0].meta["val"].numel() > 0
+        and _num_bytes(node) <= _MAX_BYTES
     )
 
 
-def _patch_bytes(node: Any) -> int:
-    gradient, _, weight = (arg.meta["val"] for arg in node.args[:3])
+def _num_bytes(node: Any) -> int:
+    """Return what the larger of patches and products takes."""
+    gradient, weight = node.args[0].meta["val"], node.meta["val"][1]
     num_patches = gradient.numel() // len(weight)
-    num_bytes: int = num_patches * weight[0].numel() * gradient.element_size()
-    return num_bytes
+    num_taps, num_rows = weight[0].numel(), len(gradient) * len(weight)
+    most: int = num_taps * max(num_patches, num_rows) * weight.element_size()
+    return most
 
 
-def _make(
-    weight: torch.Tensor, options: Options
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Return the function of the result's gradient and the images that gives the gradient.
-
-    Args:
-        weight: (channels out, channels in, height, width).
-        options: of the convolution.
-    """
-    num_out, num_in, height, width = weight.shape
-    form = format_of(weight)
+def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Return the function of the result's gradient and the images that a node is replaced by."""
+    options, wanted = options_of(node), node.meta["val"][1]
+    num_out, num_in, height, width = wanted.shape
 
     def weight_gradient(gradient: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         patches = _pad(images, options.padding)
@@ -90,7 +82,7 @@ def _make(
         gradient = gradient.permute(0, 2, 3, 1).reshape(num_rows, -1, num_out)
         summed = torch.bmm(patches, gradient).sum(0)  # (taps, channels out)
         turned = summed.reshape(num_in, height, width, num_out).permute(3, 0, 1, 2)
-        return turned.clone(memory_format=form)
+        return laid_out(turned, wanted)
 
     return weight_gradient
 
@@ -105,13 +97,9 @@ def _pad(images: torch.Tensor, padding: list[int]) -> torch.Tensor:
 
 def _is_faster(node: Any) -> bool:
     """Measure both, on random numbers of the node's shapes and memory layouts."""
-    forms = [arg.meta["val"] for arg in node.args[:3]]
-    if forms[0].device.type != "cuda":
-        return False
-    gradient, images, weight = (random_like(form) for form in forms)
-    rest, function = node.args[3:10], _make(forms[2], options_of(node))
+    rest, function = node.args[3:10], _make(node)
     return is_faster(
-        lambda: function(gradient, images),
-        lambda: BACKWARD(gradient, images, weight, *rest, [False, True, False])[1],
-        gradient.device,
+        lambda gradient, images, _: function(gradient, images),
+        lambda *tensors: BACKWARD(*tensors, *rest, [False, True, False])[1],
+        [arg.meta["val"] for arg in node.args[:3]],
     )

@@ -14,6 +14,12 @@ def trace(function, tensors):
         return make_fx(function)(*fakes)
 
 
+def strides_of(graph):
+    """Return the strides that a traced graph's results are promised to have."""
+    (output,) = graph.graph.find_nodes(op="output")
+    return [node.meta["val"].stride() for node in output.args[0]]
+
+
 def trace_convolution(
     options, layout, shape=(3, 4, 9, 10), kernel=(6, 4, 3, 5), dtype=torch.float64
 ):

@@ -3,21 +3,25 @@
 python -m benchmarks.step_parts
 
 The step is the floor's: tensors in memory, channels last, a fused optimizer. It runs on whole
-images, and on images without the two rows and columns that no result depends on, in turn.
+images, on images without the two rows and columns that no result depends on, and on these with the
+gradients of the convolutions' biases computed apart, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from hotloop.experiments.image_classifier import make_net
+from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.speedups import to_channels_last
 from hotloop.hardware.rates import measure_matmul
@@ -31,9 +35,10 @@ class TimedStep:
 
     Args:
         size: rows and columns of the images.
+        apart: compute the gradients of the convolutions' biases apart.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, apart: bool = False) -> None:
         torch.manual_seed(0)
         net: Any = make_net()
         self.net = net.to(memory_format=torch.channels_last)
@@ -45,6 +50,10 @@ class TimedStep:
         self.parts: dict[str, list[float]] = {}
         self.steps: list[float] = []
         self._since = 0.0
+        self._way: AbstractContextManager[None] = contextlib.nullcontext()
+        if apart:
+            self._way = BiasGradients().apart(self.net)
+            self._way.__enter__()  # for good
 
     def __call__(self) -> None:
         """Run a step."""
@@ -105,29 +114,31 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help=f"of {_NUM_STEPS} steps each way")
     options = parser.parse_args()
     HostMemory().apply()
-    whole, cut = TimedStep(28), TimedStep(26)
+    steps = [TimedStep(28), TimedStep(26), TimedStep(26, apart=True)]
     for _ in range(_NUM_WARM_UP):
-        whole()
-        cut()
-    for step in (whole, cut):
+        for step in steps:
+            step()
+    for step in steps:
         step.parts, step.steps = {}, []
     for _ in range(options.rounds):
-        for step in (whole, cut):
+        for step in steps:
             for _ in range(_NUM_STEPS):
                 step()
     product = measure_matmul(torch.device("cpu")) / 1e9
     print(f"{torch.get_num_threads()} threads; a large product: {product:.0f} GFLOP/s\n")
-    print("| part | whole images, ms | GFLOP/s | cut, ms | GFLOP/s |\n|---|--:|--:|--:|--:|")
-    work = [step.gflops() for step in (whole, cut)]
-    for part in whole.parts:
+    names = ["whole images", "cut", "cut, biases apart"]
+    print("| part |" + "".join(f" {name}, ms | GFLOP/s |" for name in names))
+    print("|---|" + "--:|" * 2 * len(steps))
+    work = [step.gflops() for step in steps]
+    for part in steps[0].parts:
         cells = [part]
-        for step, flops in zip((whole, cut), work, strict=True):
+        for step, flops in zip(steps, work, strict=True):
             seconds = statistics.median(step.parts[part])
             speed = f"{flops[part] / seconds:.0f}" if part in flops else ""
             cells += [f"{1e3 * seconds:.2f}", speed]
         print("| " + " | ".join(cells) + " |")
-    medians = [f"{1e3 * statistics.median(step.steps):.2f}" for step in (whole, cut)]
-    print(f"| the step | {medians[0]} | | {medians[1]} | |")
+    medians = [f"{1e3 * statistics.median(step.steps):.2f}" for step in steps]
+    print("| the step |" + "".join(f" {median} | |" for median in medians))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
 from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.direct_step import part_counts
 from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
@@ -40,6 +40,7 @@ class Speedups:
         layout: images and convolutions channels-last; None leaves their memory alone.
         narrow_inputs: full batches of few columns column by column; None leaves them alone.
         unread_edges: what no result depends on is not computed; None computes it all.
+        bias_gradients: convolutions compute those of their biases apart; None for oneDNN's way.
         fused: one kernel for all parameters; None for the optimizer's own way.
         join_metrics: metrics may see several batches joined.
         threads: a trial of the number of CPU threads; None for none.
@@ -53,6 +54,7 @@ class Speedups:
         self.layout: ChannelsLast | None = None
         self.narrow_inputs: NarrowInputs | None = None
         self.unread_edges: UnreadEdges | None = None
+        self.bias_gradients: BiasGradients | None = None
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
         self.threads: ThreadTrial | None = None
@@ -80,7 +82,10 @@ class Speedups:
         fused = FusedOptimizer(model.optimizer, model.net, self.device)
         self.fused = fused if fused.applies else None
         if compute is None and _has_plain_runners(model):
-            self.unread_edges = UnreadEdges()  # else code of the user's runs inside a stage
+            # else code of the user's runs inside a stage
+            self.unread_edges = UnreadEdges()
+            if BiasGradients.serves(self.device) and not self.settings.compile:
+                self.bias_gradients = BiasGradients()
         layout = ChannelsLast(model.net, model.optimizer)
         if compute is None and model.StepRunner.forward is StepRunner.forward:
             self.layout = layout if layout.applies else None
@@ -207,11 +212,15 @@ class Speedups:
             num_kept=held if standard and lets_go else 0,
         )
 
-    def leave_out_edges(self, net: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which a net computes nothing that is not read."""
-        if self.unread_edges is None:
-            return contextlib.nullcontext()
-        return self.unread_edges.left_out(net)
+    @contextlib.contextmanager
+    def in_stage(self, net: nn.Module) -> Iterator[None]:
+        """Let a net compute its convolutions in other ways, inside the block."""
+        with contextlib.ExitStack() as stack:
+            if self.unread_edges is not None:  # first: it looks at who computes what
+                stack.enter_context(self.unread_edges.left_out(net))
+            if self.bias_gradients is not None and torch.is_grad_enabled():
+                stack.enter_context(self.bias_gradients.apart(net))
+            yield
 
     def is_settled(self) -> bool:
         """Tell whether what a graph is made for is decided."""

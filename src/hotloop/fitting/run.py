@@ -340,8 +340,10 @@ class FitRun:
             optimizer = self.model.optimizer if stage == "train" else None
             graph.start_epoch(self.model.net, self.model.loss_fn, optimizer)
         try:
-            edges = self.speedups.leave_out_edges(self.model.net)
-            with torch.set_grad_enabled(stage == "train"), edges:
+            with (
+                torch.set_grad_enabled(stage == "train"),
+                self.speedups.in_stage(self.model.net),
+            ):
                 values = epoch_runner(source)
         finally:
             if graph is not None:

@@ -10,17 +10,16 @@ gradients of the convolutions' biases computed apart, in turn.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from hotloop.experiments.image_classifier import make_net
+from hotloop.fitting.backward import run_backward
 from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.speedups import to_channels_last
@@ -50,10 +49,7 @@ class TimedStep:
         self.parts: dict[str, list[float]] = {}
         self.steps: list[float] = []
         self._since = 0.0
-        self._way: AbstractContextManager[None] = contextlib.nullcontext()
-        if apart:
-            self._way = BiasGradients().apart(self.net)
-            self._way.__enter__()  # for good
+        self._bias_gradients = BiasGradients(self.net) if apart else None
 
     def __call__(self) -> None:
         """Run a step."""
@@ -65,7 +61,7 @@ class TimedStep:
             values.register_hook(self._lap_at(name))
         loss = self.loss_fn(values, self.labels)
         self._lap("loss, forward")
-        loss.backward()
+        run_backward(loss, self._bias_gradients)
         self._lap(f"{self.names[0]}, backward")
         self.optimizer.step()
         self.optimizer.zero_grad()

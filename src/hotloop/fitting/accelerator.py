@@ -24,6 +24,7 @@ from hotloop.distributed.processes import (
     world_size,
 )
 from hotloop.fitting.backward import run_backward
+from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Precision, make_precision
 from hotloop.nested import count_samples, to_device
@@ -40,9 +41,11 @@ class Accelerator:
         gradient_accumulation_steps: batches that make one optimizer step.
         sync_gradients: whether the running batch ends such a group.
         parallel: what training in several processes adds; None alone.
+        bias_gradients: sums those of some convolutions' biases apart; None for torch's way.
     """
 
     parallel: Parallel | None = None
+    bias_gradients: BiasGradients | None = None
 
     def __init__(
         self,
@@ -124,7 +127,7 @@ class Accelerator:
         if kwargs:
             loss.backward(**kwargs)  # type: ignore[no-untyped-call]
         else:
-            run_backward(loss)
+            run_backward(loss, self.bias_gradients)
         if self.parallel is not None and self.sync_gradients:
             self.parallel.net.check_gradients()
 

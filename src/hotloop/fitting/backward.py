@@ -8,11 +8,13 @@ import torch
 from torch.autograd import graph
 from torch.overrides import has_torch_function_unary
 
+from hotloop.fitting.bias_gradients import BiasGradients
+
 _run_engine: Any = getattr(graph, "_engine_run_backward", None)
 _METHOD, _FUNCTION = torch.Tensor.backward, torch.autograd.backward
 
 
-def run_backward(loss: torch.Tensor) -> None:
+def run_backward(loss: torch.Tensor, bias_gradients: BiasGradients | None = None) -> None:
     """Do what ``loss.backward()`` does: the same call of the same engine.
 
     What torch looks at before it takes as long as a small layer. A loss of a type of its own, one
@@ -20,6 +22,7 @@ def run_backward(loss: torch.Tensor) -> None:
 
     Args:
         loss: a float of 0 dimensions, with a graph.
+        bias_gradients: sums those of some convolutions' biases apart; None for torch's way.
     """
     plain = torch.Tensor.backward is _METHOD and torch.autograd.backward is _FUNCTION
     if (
@@ -32,4 +35,26 @@ def run_backward(loss: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return
     seed = torch.ones_like(loss, memory_format=torch.preserve_format)
-    _run_engine((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    taken = None if bias_gradients is None else bias_gradients.take_from(loss)
+    if taken is None:
+        _run((loss,), (seed,), ())
+        return
+    taken.watch()
+    try:
+        _run((loss,), (seed,), taken.inputs)
+    finally:
+        taken.unwatch()
+    biases, gradients = taken.gradients()
+    if biases:
+        _run(tuple(biases), tuple(gradients), ())
+
+
+def _run(
+    roots: tuple[torch.Tensor, ...],
+    gradients: tuple[torch.Tensor, ...],
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    """Run the engine; for all leaves where there are no ``inputs``."""
+    _run_engine(
+        roots, gradients, False, False, inputs, allow_unreachable=True, accumulate_grad=True
+    )

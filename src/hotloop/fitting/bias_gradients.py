@@ -1,4 +1,4 @@
-"""Gradients of convolutions' biases, computed apart from those of the weights on an x86 CPU.
+"""Gradients of convolutions' biases, summed apart from those of the weights on an x86 CPU.
 
 oneDNN computes both together, for channels-last images in more time than the weights of a small
 kernel take by themselves. The bias's gradient is the sum over all pixels, and a product with ones
@@ -7,9 +7,8 @@ takes a third of that (``python -m benchmarks.step_parts``).
 
 from __future__ import annotations
 
-import contextlib
+import math
 import platform
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,123 +16,147 @@ from torch import nn
 
 _MIN_VALUES = 1 << 20  # of a result: fewer take less time than what is saved
 _MIN_CHANNELS = 16  # fewer are cheap in oneDNN, and dear in a product
-_BACKWARD = torch.ops.aten.convolution_backward.default
+_MAX_NODES = 2000  # of a step's graph: to look at more takes time itself
 
 
 class BiasGradients:
-    """Lets a net's convolutions compute their biases' gradients apart.
+    """Takes large convolutions' biases out of backward passes, and sums their gradients itself.
 
-    That is done where images come channels-last, in float32 and without autocast; elsewhere, and
-    for layers whose computation the user replaced, it is torch's own.
+    Nothing of net or graph is changed: the pass is asked for all other gradients, and each taken
+    convolution's incoming gradient is looked at on the way. A bias's sum then goes to its leaf as
+    the pass would have brought it, hooks included.
+
+    Args:
+        net: whose convolutions; as it is when this is made.
     """
+
+    def __init__(self, net: nn.Module) -> None:
+        layers: list[Any] = [layer for layer in net.modules() if type(layer) is nn.Conv2d]
+        self._biases = {
+            id(layer.bias): layer.bias
+            for layer in layers
+            if layer.bias is not None and layer.out_channels >= _MIN_CHANNELS
+        }
 
     @staticmethod
     def serves(device: torch.device) -> bool:
         """Tell whether it may pay on a device."""
         is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        return device.type == "cpu" and is_x86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        is_there = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        return device.type == "cpu" and is_x86 and is_there
 
-    @contextlib.contextmanager
-    def apart(self, net: nn.Module) -> Iterator[None]:
-        """Do so inside the block; no trace of it is left afterwards."""
-        layers: list[Any] = [layer for layer in net.modules() if _is_meant(layer)]
-        if any(_is_compiled(module) for module in net.modules()):
-            layers = []  # code that looks at each attribute of a module
-        for layer in layers:
-            vars(layer)["_conv_forward"] = _make_forward(layer)
-        try:
-            yield
-        finally:
-            for layer in layers:
-                vars(layer).pop("_conv_forward", None)
+    def take_from(self, loss: torch.Tensor) -> TakenBiases | None:
+        """Return the biases that are to be taken out of a loss's backward pass; None for none.
 
-
-def _is_meant(layer: Any) -> bool:
-    return (
-        type(layer) is nn.Conv2d
-        and layer.bias is not None
-        and layer.out_channels >= _MIN_CHANNELS
-        and layer.padding_mode == "zeros"
-        and type(layer.padding) is tuple
-        and not {"forward", "_conv_forward"} & vars(layer).keys()
-    )
+        Where there are none in one pass, none are looked for in those after it.
+        """
+        if not self._biases:
+            return None
+        taken = TakenBiases(loss, self._biases)
+        if taken.found:
+            return taken
+        self._biases = {}
+        return None
 
 
-def _is_compiled(module: Any) -> bool:
-    is_wrapped = type(module).__module__.startswith("torch._dynamo")
-    return is_wrapped or getattr(module, "_compiled_call_impl", None) is not None
+class TakenBiases:
+    """The biases that one backward pass leaves out.
+
+    Attributes:
+        found: whether there are any.
+        inputs: the leaves of the loss's graph but for them.
+
+    Args:
+        loss: with a graph.
+        biases: that may be taken, by id; loses those that it does not pay for.
+    """
+
+    def __init__(self, loss: torch.Tensor, biases: dict[int, torch.Tensor]) -> None:
+        self._biases = biases
+        nodes, num_uses = _walk(loss.grad_fn)
+        self._taken: list[tuple[torch.Tensor, Any]] = []  # with its convolution's node
+        taken_leaves = set()
+        for node in nodes:
+            leaf = _leaf_of_bias(node)
+            if leaf is not None and id(leaf.variable) in biases and num_uses[leaf] == 1:
+                self._taken.append((leaf.variable, node))
+                taken_leaves.add(leaf)
+        leaves = [node for node in nodes if _is_leaf(node) and node not in taken_leaves]
+        self.inputs = tuple(leaf.variable for leaf in leaves)
+        self.found = bool(self._taken and leaves)
+        self._sums: list[torch.Tensor | None] = [None] * len(self._taken)
+        self._handles: list[Any] = []
+
+    def watch(self) -> None:
+        """Look at the gradients that come to the convolutions."""
+        for place, (_, node) in enumerate(self._taken):
+            self._handles.append(node.register_prehook(self._sum_at(place)))
+
+    def unwatch(self) -> None:
+        """Look no more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def gradients(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return the biases that the pass came to, and their gradients."""
+        pairs = [
+            (bias, found)
+            for (bias, _), found in zip(self._taken, self._sums, strict=True)
+            if found is not None
+        ]
+        return [bias for bias, _ in pairs], [found for _, found in pairs]
+
+    def _sum_at(self, place: int) -> Any:
+        def keep_sum(gradients: tuple[torch.Tensor | None, ...]) -> None:
+            (gradient,) = gradients
+            if gradient is not None:
+                if not gradient.is_contiguous(memory_format=torch.channels_last):
+                    self._biases.pop(id(self._taken[place][0]), None)  # oneDNN is faster there
+                self._sums[place] = _sum_over_pixels(gradient)
+
+        return keep_sum
 
 
-def _make_forward(layer: nn.Conv2d) -> Callable[..., torch.Tensor]:
-    """Return what takes the place of the layer's ``_conv_forward``."""
-
-    def conv_forward(
-        images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        if bias is not None and _pays(images, weight, bias, layer):
-            options = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            found: torch.Tensor = _Convolution.apply(images, weight, bias, *options)  # type: ignore[no-untyped-call]
-            return found
-        return nn.Conv2d._conv_forward(layer, images, weight, bias)  # type: ignore[no-any-return]
-
-    return conv_forward
+def _sum_over_pixels(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the sum for each channel of (batch, channels, height, width)."""
+    if not gradient.is_contiguous(memory_format=torch.channels_last):
+        return gradient.sum((0, 2, 3))
+    pixels = gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])
+    return torch.mv(pixels.t(), pixels.new_ones(len(pixels)))
 
 
-def _pays(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, layer: nn.Conv2d) -> bool:
-    return (
-        type(images) is torch.Tensor
-        and images.dim() == 4
-        and images.dtype == weight.dtype == bias.dtype == torch.float32
-        and bias.requires_grad
-        and torch.is_grad_enabled()
-        # channels last, if not without gaps: of what is cut off there are
-        and images.stride(1) == 1
-        and images.stride(3) == images.shape[1]
-        and _num_values(images, layer) >= _MIN_VALUES
-        and not torch.is_autocast_enabled("cpu")
-        # transforms of torch.func and forward derivatives want functions of another form
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+def _walk(root: Any) -> tuple[list[Any], dict[Any, int]]:
+    """Return the nodes of a graph, and how often each is used; none of a very large one."""
+    num_uses = {root: 1}
+    nodes = [root]
+    for node in nodes:  # which grows
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            if following in num_uses:
+                num_uses[following] += 1
+                continue
+            num_uses[following] = 1
+            nodes.append(following)
+        if len(nodes) > _MAX_NODES:
+            return [], {}
+    return nodes, num_uses
 
 
-def _num_values(images: torch.Tensor, layer: nn.Conv2d) -> int:
-    """Return about how many values the result has."""
-    height, width = images.shape[2:]
-    return len(images) * layer.out_channels * height * width // (layer.stride[0] * layer.stride[-1])
+def _is_leaf(node: Any) -> bool:
+    return type(node).__name__ == "AccumulateGrad"
 
 
-class _Convolution(torch.autograd.Function):
-    """A convolution whose backward pass sums the bias's gradient by itself."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        images: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> torch.Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)  # once, for both ways
-        ctx.save_for_backward(images, weight)
-        ctx.options = (list(stride), list(padding), list(dilation), False, [0, 0], groups)
-        return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        images, weight = ctx.saved_tensors
-        num_channels = gradient.shape[1]
-        wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        apart = wants_bias and gradient.is_contiguous(memory_format=torch.channels_last)
-        mask = [wants_images, wants_weight, wants_bias and not apart]
-        found: Any = (None, None, None)
-        if any(mask):
-            found = _BACKWARD(gradient, images, weight, [num_channels], *ctx.options, mask)
-        of_bias = found[2]
-        if apart:
-            pixels = gradient.permute(0, 2, 3, 1).reshape(-1, num_channels)
-            of_bias = torch.mv(pixels.t(), pixels.new_ones(len(pixels)))
-        return found[0], found[1], of_bias, None, None, None, None
+def _leaf_of_bias(node: Any) -> Any:
+    """Return the leaf of a bias that may be taken from a node; None where there is none."""
+    if type(node).__name__ != "ConvolutionBackward0":
+        return None
+    leaves: list[Any] = [edge[0] for edge in node.next_functions]
+    weight, bias = leaves[1:]
+    results: Any = getattr(node, "_input_metadata", ())  # not in each version of torch
+    if weight is None or bias is None or not _is_leaf(bias) or len(results) != 1:
+        return None  # without the weight's, the pass might not come here at all
+    shape, dtype = results[0].shape, results[0].dtype
+    is_large = len(shape) == 4 and math.prod(shape) >= _MIN_VALUES
+    return bias if is_large and dtype == torch.float32 else None

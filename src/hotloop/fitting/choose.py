@@ -40,7 +40,7 @@ class Speedups:
         layout: images and convolutions channels-last; None leaves their memory alone.
         narrow_inputs: full batches of few columns column by column; None leaves them alone.
         unread_edges: what no result depends on is not computed; None computes it all.
-        bias_gradients: convolutions compute those of their biases apart; None for oneDNN's way.
+        sums_biases: gradients of convolutions' biases are summed apart.
         fused: one kernel for all parameters; None for the optimizer's own way.
         join_metrics: metrics may see several batches joined.
         threads: a trial of the number of CPU threads; None for none.
@@ -54,7 +54,7 @@ class Speedups:
         self.layout: ChannelsLast | None = None
         self.narrow_inputs: NarrowInputs | None = None
         self.unread_edges: UnreadEdges | None = None
-        self.bias_gradients: BiasGradients | None = None
+        self.sums_biases = False
         self.fused: FusedOptimizer | None = None
         self.join_metrics = False
         self.threads: ThreadTrial | None = None
@@ -82,10 +82,8 @@ class Speedups:
         fused = FusedOptimizer(model.optimizer, model.net, self.device)
         self.fused = fused if fused.applies else None
         if compute is None and _has_plain_runners(model):
-            # else code of the user's runs inside a stage
-            self.unread_edges = UnreadEdges()
-            if BiasGradients.serves(self.device) and not self.settings.compile:
-                self.bias_gradients = BiasGradients()
+            self.unread_edges = UnreadEdges()  # else code of the user's runs inside a stage
+            self.sums_biases = BiasGradients.serves(self.device) and not in_processes
         layout = ChannelsLast(model.net, model.optimizer)
         if compute is None and model.StepRunner.forward is StepRunner.forward:
             self.layout = layout if layout.applies else None
@@ -213,14 +211,18 @@ class Speedups:
         )
 
     @contextlib.contextmanager
-    def in_stage(self, net: nn.Module) -> Iterator[None]:
-        """Let a net compute its convolutions in other ways, inside the block."""
-        with contextlib.ExitStack() as stack:
-            if self.unread_edges is not None:  # first: it looks at who computes what
-                stack.enter_context(self.unread_edges.left_out(net))
-            if self.bias_gradients is not None and torch.is_grad_enabled():
-                stack.enter_context(self.bias_gradients.apart(net))
-            yield
+    def in_stage(self, net: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+        """Let a stage compute a net's convolutions in other ways, inside the block."""
+        edges: Any = contextlib.nullcontext()
+        if self.unread_edges is not None:
+            edges = self.unread_edges.left_out(net)
+        if self.sums_biases:
+            accelerator.bias_gradients = BiasGradients(net)
+        try:
+            with edges:
+                yield
+        finally:
+            accelerator.bias_gradients = None
 
     def is_settled(self) -> bool:
         """Tell whether what a graph is made for is decided."""

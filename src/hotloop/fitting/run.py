@@ -342,7 +342,7 @@ class FitRun:
         try:
             with (
                 torch.set_grad_enabled(stage == "train"),
-                self.speedups.in_stage(self.model.net),
+                self.speedups.in_stage(self.model.net, self.accelerator),
             ):
                 values = epoch_runner(source)
         finally:

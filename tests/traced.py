@@ -6,6 +6,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+# images and kernels whose bytes lie in the same order in both layouts, with other strides
+OF_BOTH_LAYOUTS = [
+    ((3, 1, 9, 10), (6, 1, 3, 3)),  # one channel
+    ((3, 5, 9, 10), (6, 5, 1, 1)),  # one pixel
+    ((1, 1, 3, 3), (1, 1, 3, 3)),
+]
+
 
 def trace(function, tensors):
     """Return a function's operators, with fake tensors in each node's ``meta``."""

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.draws import take_out_draws
-from hotloop.fitting.graph.rewrites import REWRITES, rewrite
+from hotloop.fitting.graph.rewrites import REWRITES
 
 # Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
 _LEFT_TO_TORCH = (
@@ -93,7 +93,8 @@ def _compile(
             )(*fakes)
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
-        rewrite(graph, REWRITES if rewrites is None else rewrites)
+        for name in REWRITES if rewrites is None else rewrites:
+            REWRITES[name](graph)
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         with torch.no_grad(), _without_lowering(left_to_torch):
             compiled: Any = compile_fx_inner(graph, inputs)

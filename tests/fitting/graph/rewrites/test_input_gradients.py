@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from traced import strides_of, trace, trace_convolution
+from traced import OF_BOTH_LAYOUTS, strides_of, trace, trace_convolution
 
 from hotloop.fitting.graph.rewrites.input_gradients import rewrite_input_gradients
 
@@ -43,13 +43,8 @@ def test_others_stay_as_they_are(options):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(("shape", "kernel"), [
-    ((3, 1, 9, 10), (6, 1, 3, 3)),  # one channel
-    ((3, 5, 9, 10), (6, 5, 1, 1)),  # one pixel
-    ((1, 1, 3, 3), (1, 1, 3, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(("shape", "kernel"), OF_BOTH_LAYOUTS)
 def test_images_of_more_layouts_than_one(shape, kernel, layout):
-    """Both layouts have the same bytes there, and other strides."""
     graph, inputs = trace_convolution({}, layout, shape, kernel)
     expected, strides = graph(*inputs), strides_of(graph)
     assert rewrite_input_gradients(graph, lambda node: True) == 1

@@ -7,15 +7,18 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from traced import trace_convolution
 
 from hotloop.fitting.graph.kernels import InductorKernels, Sketch, TorchKernels
 from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.rewrites import (
     REWRITES,
+    convolutions,
     input_gradients,
     small_products,
     weight_gradients,
 )
+from hotloop.fitting.graph.rewrites.measured import random_like
 
 
 # Inductor imports torch.jit's old classes; fits leave its warnings out
@@ -47,3 +50,23 @@ def test_inductor_compiles_them(layout, names, monkeypatch):
     }
     assert asked == [name for name in names or REWRITES for _ in range(counts[name])]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rewrite", [
+    input_gradients.rewrite_input_gradients,
+    weight_gradients.rewrite_weight_gradients,
+])  # fmt: skip
+def test_what_is_measured_gives_the_same(rewrite, monkeypatch):
+    asked = []
+
+    def compares(other, own, fakes):
+        tensors = [random_like(fake) for fake in fakes]
+        torch.testing.assert_close(other(*tensors), own(*tensors), rtol=1e-4, atol=1e-3)
+        return not asked.append(fakes)
+
+    monkeypatch.setattr(convolutions, "is_faster", compares)
+    graph, _ = trace_convolution(
+        {"padding": 1}, torch.channels_last, (3, 2, 9, 10), (6, 2, 3, 5), torch.float32
+    )
+    assert rewrite(graph) == 1
+    assert len(asked) == 1

@@ -5,7 +5,7 @@ Each computes the same, and rounds otherwise. ``REWRITES`` are tried in this ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 
@@ -18,16 +18,3 @@ REWRITES: dict[str, Callable[[torch.fx.GraphModule], int]] = {
     "weight gradients": rewrite_weight_gradients,
     "small products": rewrite_small_products,
 }
-
-
-def rewrite(graph: torch.fx.GraphModule, names: Iterable[str]) -> dict[str, int]:
-    """Apply rewrites.
-
-    Args:
-        graph: of a traced step's operators, with a fake tensor in each node's ``meta["val"]``.
-        names: of ``REWRITES``.
-
-    Returns:
-        How many nodes each has replaced.
-    """
-    return {name: REWRITES[name](graph) for name in names}

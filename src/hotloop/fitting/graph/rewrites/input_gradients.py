@@ -14,14 +14,15 @@ from typing import Any
 import torch
 
 from hotloop.fitting.graph.rewrites.convolutions import (
-    BACKWARD,
-    drop_result,
+    INPUT,
+    Gradient,
+    is_gradient_faster,
     is_meant,
     laid_out,
     options_of,
+    rewrite_gradients,
 )
-from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
-from hotloop.fitting.graph.rewrites.measured import each_form_once, is_faster
+from hotloop.fitting.graph.rewrites.measured import each_form_once
 
 
 def rewrite_input_gradients(
@@ -36,17 +37,12 @@ def rewrite_input_gradients(
     Returns:
         How many were rewritten.
     """
-    pays = pays or each_form_once(_is_faster)
-    nodes = list(graph.graph.find_nodes(op="call_function", target=BACKWARD))
-    chosen: list[Any] = [node for node in nodes if _is_meant(node) and pays(node)]
-    for node in chosen:
-        gradient, _, weight = node.args[:3]
-        drop_result(node, 0, inline(graph.graph, node, _make(node), [gradient, weight]))
-    return clean_up(graph, len(chosen))
+    decide = pays or each_form_once(_is_faster)
+    return rewrite_gradients(graph, INPUT, _make, lambda node: _is_meant(node) and decide(node))
 
 
 def _is_meant(node: Any) -> bool:
-    if not is_meant(node, 0):
+    if not is_meant(node, INPUT):
         return False
     weight, options = node.args[2].meta["val"], options_of(node)
     extents = zip(options.padding, options.dilation, weight.shape[2:], strict=True)
@@ -55,9 +51,9 @@ def _is_meant(node: Any) -> bool:
     )
 
 
-def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _make(node: Any) -> Gradient:
     """Return the function of the result's gradient and the weight that a node is replaced by."""
-    options, wanted = options_of(node), node.meta["val"][0]
+    options, wanted = options_of(node), node.meta["val"][INPUT]
 
     def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         is_last = weight.is_contiguous(memory_format=torch.channels_last)
@@ -74,17 +70,10 @@ def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
 
 
 def _is_faster(node: Any) -> bool:
-    """Measure both, on random numbers of the node's shapes and memory layouts.
+    """Measure both where images are channels-last.
 
-    Only for images that are channels-last: those of others may be laid out anew by Inductor, which
-    looks at all convolutions of a graph for that.
+    Others may be laid out anew by Inductor, which looks at all convolutions of a graph for that.
     """
-    fakes = [arg.meta["val"] for arg in node.args[:3]]
-    if not all(fake.is_contiguous(memory_format=torch.channels_last) for fake in fakes[1:]):
-        return False
-    rest, function = node.args[3:10], _make(node)
-    return is_faster(
-        lambda gradient, _, weight: function(gradient, weight),
-        lambda *tensors: BACKWARD(*tensors, *rest, [True, False, False])[0],
-        fakes,
-    )
+    _, *fakes = [arg.meta["val"] for arg in node.args[:3]]
+    is_last = all(fake.is_contiguous(memory_format=torch.channels_last) for fake in fakes)
+    return is_last and is_gradient_faster(node, INPUT, _make(node))

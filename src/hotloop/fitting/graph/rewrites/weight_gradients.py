@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from hotloop.fitting.graph.rewrites.convolutions import (
-    BACKWARD,
-    drop_result,
+    WEIGHT,
+    Gradient,
+    is_gradient_faster,
     is_meant,
     laid_out,
     options_of,
+    rewrite_gradients,
 )
-from hotloop.fitting.graph.rewrites.inlining import clean_up, inline
-from hotloop.fitting.graph.rewrites.measured import each_form_once, is_faster
+from hotloop.fitting.graph.rewrites.measured import each_form_once
 
 _MAX_TAPS = 64  # input channels times pixels of the kernel
 _MAX_BYTES = 1 << 26  # of patches, which hold each pixel many times, or of an image's products
@@ -38,21 +39,16 @@ def rewrite_weight_gradients(
     Returns:
         How many were rewritten.
     """
-    pays = pays or each_form_once(_is_faster)
-    nodes = list(graph.graph.find_nodes(op="call_function", target=BACKWARD))
-    chosen: list[Any] = [node for node in nodes if _is_meant(node) and pays(node)]
-    for node in chosen:
-        gradient, images = node.args[:2]
-        drop_result(node, 1, inline(graph.graph, node, _make(node), [gradient, images]))
-    return clean_up(graph, len(chosen))
+    decide = pays or each_form_once(_is_faster)
+    return rewrite_gradients(graph, WEIGHT, _make, lambda node: _is_meant(node) and decide(node))
 
 
 def _is_meant(node: Any) -> bool:
     return (
-        is_meant(node, 1)
+        is_meant(node, WEIGHT)
         # sums of bfloat16 would be rounded once an image
-        and node.meta["val"][1].dtype == torch.float32
-        and node.meta["val"][1][0].numel() <= _MAX_TAPS
+        and node.meta["val"][WEIGHT].dtype == torch.float32
+        and node.meta["val"][WEIGHT][0].numel() <= _MAX_TAPS
         and all(step == 1 for step in options_of(node).dilation)
         and node.args[0].meta["val"].numel() > 0
         and _num_bytes(node) <= _MAX_BYTES
@@ -61,16 +57,16 @@ def _is_meant(node: Any) -> bool:
 
 def _num_bytes(node: Any) -> int:
     """Return what the larger of patches and products takes."""
-    gradient, weight = node.args[0].meta["val"], node.meta["val"][1]
+    gradient, weight = node.args[0].meta["val"], node.meta["val"][WEIGHT]
     num_patches = gradient.numel() // len(weight)
     num_taps, num_rows = weight[0].numel(), len(gradient) * len(weight)
     most: int = num_taps * max(num_patches, num_rows) * weight.element_size()
     return most
 
 
-def _make(node: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _make(node: Any) -> Gradient:
     """Return the function of the result's gradient and the images that a node is replaced by."""
-    options, wanted = options_of(node), node.meta["val"][1]
+    options, wanted = options_of(node), node.meta["val"][WEIGHT]
     num_out, num_in, height, width = wanted.shape
 
     def weight_gradient(gradient: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -96,10 +92,4 @@ def _pad(images: torch.Tensor, padding: list[int]) -> torch.Tensor:
 
 
 def _is_faster(node: Any) -> bool:
-    """Measure both, on random numbers of the node's shapes and memory layouts."""
-    rest, function = node.args[3:10], _make(node)
-    return is_faster(
-        lambda gradient, images, _: function(gradient, images),
-        lambda *tensors: BACKWARD(*tensors, *rest, [False, True, False])[1],
-        [arg.meta["val"] for arg in node.args[:3]],
-    )
+    return is_gradient_faster(node, WEIGHT, _make(node))

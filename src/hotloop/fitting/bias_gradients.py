@@ -110,18 +110,19 @@ class TakenBiases:
     def _sum_at(self, place: int) -> Any:
         def keep_sum(gradients: tuple[torch.Tensor | None, ...]) -> None:
             (gradient,) = gradients
-            if gradient is not None:
-                if not gradient.is_contiguous(memory_format=torch.channels_last):
-                    self._biases.pop(id(self._taken[place][0]), None)  # oneDNN is faster there
+            if gradient is None:
+                return
+            if gradient.is_contiguous(memory_format=torch.channels_last):
                 self._sums[place] = _sum_over_pixels(gradient)
+                return
+            self._biases.pop(id(self._taken[place][0]), None)  # oneDNN is faster there
+            self._sums[place] = gradient.sum((0, 2, 3))
 
         return keep_sum
 
 
 def _sum_over_pixels(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the sum for each channel of (batch, channels, height, width)."""
-    if not gradient.is_contiguous(memory_format=torch.channels_last):
-        return gradient.sum((0, 2, 3))
+    """Return the sum for each channel of (batch, channels, height, width), channels last."""
     pixels = gradient.permute(0, 2, 3, 1).reshape(-1, gradient.shape[1])
     return torch.mv(pixels.t(), pixels.new_ones(len(pixels)))
 

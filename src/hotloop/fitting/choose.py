@@ -216,7 +216,7 @@ class Speedups:
         edges: Any = contextlib.nullcontext()
         if self.unread_edges is not None:
             edges = self.unread_edges.left_out(net)
-        if self.sums_biases:
+        if self.sums_biases and torch.is_grad_enabled():
             accelerator.bias_gradients = BiasGradients(net)
         try:
             with edges:

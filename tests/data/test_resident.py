@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -51,6 +52,26 @@ class Pairs(Images):
         return (self.pixels[index].float().div(255) - 0.13) / 0.3, index % 7
 
 
+class Point(NamedTuple):
+    image: torch.Tensor
+    where: tuple[torch.Tensor, int]
+
+
+class Nested(Images):
+    """Samples in a form of their own.
+
+    Args:
+        form: makes one of an image, a vector and an index.
+    """
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def __getitem__(self, index):
+        return self.form(self.pixels[index].float().div(255), torch.full((2,), index / 3), index)
+
+
 def tensors():
     generator = torch.Generator().manual_seed(5)
     return TensorDataset(torch.randn(N, 4, generator=generator), torch.arange(N))
@@ -84,6 +105,12 @@ DATASETS = {
     "images": Images,
     "subset": lambda: Subset(Subset(tensors(), list(range(90))), list(range(80, 0, -1))),
     "concatenated": lambda: ConcatDataset([tensors(), Subset(tensors(), [5, 4, 5])]),
+    "pair of inputs": lambda: Nested(lambda a, b, i: ((a, b), i)),
+    "pair of labels": lambda: Nested(lambda a, b, i: (a, [b, i])),
+    "one in a list": lambda: Nested(lambda a, b, i: ([a], i)),
+    "dict and label": lambda: Nested(lambda a, b, i: ({"a": a, "b": [b]}, i)),
+    "named tuple": lambda: Nested(lambda a, b, i: Point(a, (b, i))),
+    "one tensor": lambda: Nested(lambda a, b, i: a),
     "subset of images": lambda: Subset(Pairs(), list(range(0, N, 2))),
 }
 LOADERS = {

@@ -149,6 +149,7 @@ class ResidentSource(BatchSource):
         self._loader: DataLoader[Any] = loader
         self._budget = resident_budget(device, budget_share)
         self._template: Any = None
+        self._is_flat = False  # a batch is a list of its columns
         self._columns: list[Column] = []
         self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
         self._is_released = False
@@ -327,7 +328,7 @@ class ResidentSource(BatchSource):
         return columns
 
     def _as_batch(self, columns: list[torch.Tensor]) -> Any:
-        if type(self._template) is list:  # what default_collate makes of tuples
+        if self._is_flat:
             return columns
         rows = iter(columns)
         return map_leaves(self._template, lambda _: next(rows))
@@ -349,7 +350,7 @@ class ResidentSource(BatchSource):
         where = torch.device("cpu") if self._is_released else self.device
         self._columns = []  # before there are new ones: they may take much memory
         self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
-        self._template, self._labels = [None] * len(tensors), None
+        self._template, self._is_flat, self._labels = [None] * len(tensors), True, None
 
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset
@@ -411,6 +412,8 @@ class ResidentSource(BatchSource):
             raise Declined("its samples hold other things than numbers and tensors")
         if not self._columns:
             self._template = map_leaves(batch, lambda _: None)
+            # what default_collate makes of tuples of tensors
+            self._is_flat = type(batch) is list and all(map(torch.is_tensor, batch))
             num_samples = len(leaves[0])
             num_bytes = 0
             for leaf in leaves:

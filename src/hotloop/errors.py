@@ -27,8 +27,45 @@ class ShapeError(DataError):
     """A batch does not fit the net, or differs from the batches before it."""
 
 
-class LabelError(DataError):
+class _OfSamples(HotloopError):  # noqa: N818 - a part of errors
+    """An error that some samples of a batch are the reason of.
+
+    Attributes:
+        rows: their positions in the batch, some of them where they are many; None: not known.
+        indices: their indices, where the data has some; else None.
+    """
+
+    rows: list[int] | None = None
+    indices: list[Any] | None = None
+
+    def name_samples(self, indices: list[Any]) -> None:
+        """Add the samples to the message.
+
+        Args:
+            indices: of the batch's samples.
+        """
+        self.indices = [indices[row] for row in self.rows or range(len(indices))]
+        shown = ", ".join(str(index) for index in self.indices[:8])
+        more = f" and {len(self.indices) - 8} more" if len(self.indices) > 8 else ""
+        several = "sample" if len(self.indices) == 1 else "samples"
+        whose = "its samples are" if self.rows is None else several
+        text = str(self.args[0])
+        end = "." if text.endswith(".") else ""
+        self.args = (f"{text.removesuffix('.')} ({whose} {shown}{more}){end}",)
+
+
+class LabelError(_OfSamples, DataError):
     """Labels do not fit the loss function, for instance a class index that is out of range."""
+
+
+class IndexRangeError(_OfSamples, DataError, IndexError):
+    """An index is out of range for what it is looked up in, an embedding for instance.
+
+    Attributes:
+        num_rows: along which ``rows`` are counted.
+    """
+
+    num_rows: int | None = None
 
 
 class MetricError(HotloopError, TypeError):
@@ -47,7 +84,7 @@ class MonitorError(HotloopError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
-class NonFiniteError(HotloopError, ArithmeticError):
+class NonFiniteError(_OfSamples, ArithmeticError):
     """The loss or the data became NaN or infinite.
 
     Attributes:
@@ -60,14 +97,6 @@ class NonFiniteError(HotloopError, ArithmeticError):
         super().__init__(message)
         self.step = step
         self.epoch = epoch
-        self.indices: list[Any] | None = None
-
-    def name_samples(self, indices: list[Any]) -> None:
-        """Add the samples of the step's batch to the message."""
-        self.indices = indices
-        shown = ", ".join(str(index) for index in indices[:8])
-        more = f" and {len(indices) - 8} more" if len(indices) > 8 else ""
-        self.args = (f"{self.args[0]} (its samples are {shown}{more})",)
 
 
 class CheckpointError(HotloopError, RuntimeError):

@@ -12,8 +12,7 @@ from torch import nn
 from hotloop.callbacks.progress import Progress, make_progress
 from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
-from hotloop.data.prediction import concatenate, prediction_batches
-from hotloop.data.unpack import Unpacker, predictions_of
+from hotloop.data.prediction import Outputs, prediction_batches
 from hotloop.distributed.devices import DevicePlan, plan_devices
 from hotloop.distributed.processes import is_main_process
 from hotloop.doctor import Diagnosis, diagnose
@@ -23,7 +22,6 @@ from hotloop.fitting.forward import Forward
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
-from hotloop.fitting.precision import to_full_precision
 from hotloop.fitting.resume.settings import ResumeSettings
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
@@ -32,7 +30,6 @@ from hotloop.fitting.step import StepRunner
 from hotloop.fitting.trainable import call_hooks, place
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
-from hotloop.placement import explain_devices
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import MeasuredPeak, TimeReport
 
@@ -339,15 +336,14 @@ class KerasModel(nn.Module):
         """
         accelerator = self._place()
         source = prediction_batches(data, accelerator.device, batch_size)
-        unpacker = Unpacker(self.net, net_computes_loss=self.loss_fn is None)
+        forward = Forward(self.net, self.loss_fn)
+        forward.watch_embeddings(accelerator.device)
         self.net.eval()
-        outputs = []
+        outputs = Outputs()
         with torch.inference_mode(), accelerator.autocast():
-            for batch in source:
-                args, kwargs = unpacker.inputs_only(batch)
-                with explain_devices(net=self.net, inputs=args or kwargs):
-                    outputs.append(to_full_precision(predictions_of(self.net(*args, **kwargs))))
-        return concatenate(outputs)
+            for host_batch, batch in source.iterate_with_host():
+                outputs.add(forward.predict(batch, host_batch))
+        return outputs.joined()
 
     def diagnose(
         self,
@@ -455,8 +451,10 @@ class KerasModel(nn.Module):
     def _run_evaluation(
         self, runner: Any, source: BatchSource, progress: Progress
     ) -> dict[str, Any]:
-        if isinstance(runner, StepRunner) and type(self).step is not KerasModel.step:
-            runner.options = type(runner.options)(compute=self.step)
+        if isinstance(runner, StepRunner):
+            runner.compute_loss.watch_embeddings(source.device)
+            if type(self).step is not KerasModel.step:
+                runner.options = type(runner.options)(compute=self.step)
         epoch_runner = self.EpochRunner(runner, False)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(progress=progress)

@@ -479,21 +479,21 @@ def sampled(dataset, sampler):
 def test_labels_that_may_be_drawn(make, expected):
     labels = torch.tensor([0, 1, 2, -100, -1])
     source = ResidentSource(make(TensorDataset(torch.zeros(5, 2), labels)), "train_data", CPU, 3)
-    source.device = torch.device("cuda")  # where they are looked at
-    source._note_drawable()
-    _, found = source._labels_to_check()
-    assert found.read().tolist() == expected
-    assert source._labels_to_check()[1] is found
+    source._drawn.begin_epoch()
+    real, found = source._indices_to_check()
+    assert real is None
+    assert found.distinct().tolist() == expected
+    assert found.limits() == (min(expected), max(expected))
+    assert source._indices_to_check()[1] is found
 
 
 def test_rows_that_a_sampler_draws_since_are_looked_at():
     indices = torch.tensor([0, 1])
     dataset = TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 99]))
     source = ResidentSource(sampled(dataset, SubsetRandomSampler(indices)), "train_data", CPU, 3)
-    source.device = torch.device("cuda")
     for expected in ([0, 1], [0, 99]):
-        source._note_drawable()
-        assert source._labels_to_check()[1].read().tolist() == expected
+        source._drawn.begin_epoch()
+        assert source._indices_to_check()[1].distinct().tolist() == expected
         indices[1] = 2
 
 
@@ -510,7 +510,7 @@ def test_labels_of_a_sampler_of_ones_own_are_each_batchs():
     source = ResidentSource(loader, "train_data", CPU, 3)
     source._gather_columns = lambda indices: [torch.zeros(1)]  # as if on another device
     source.device = torch.device("cuda")
-    found = [host_batch[-1].read().tolist() for host_batch, _ in source.iterate_with_host()]
+    found = [host_batch[-1].distinct().tolist() for host_batch, _ in source.iterate_with_host()]
     assert found == [[5, 6], [7]]
 
 
@@ -518,6 +518,13 @@ def test_labels_of_a_sampler_of_ones_own_are_each_batchs():
 def test_labels_that_are_no_class_indices_are_not_looked_at(dtype):
     dataset = TensorDataset(torch.zeros(5, 2), torch.ones(5, dtype=dtype))
     source = ResidentSource(make_loader(dataset), "train_data", CPU, 3)
-    source.device = torch.device("cuda")
-    source._note_drawable()
-    assert source._labels_to_check() is None
+    source._drawn.begin_epoch()
+    assert source._indices_to_check() == [None, None]
+
+
+def test_integers_are_looked_at_in_the_form_of_the_batch():
+    source = ResidentSource(make_loader(Images()), "train_data", CPU, 3)
+    source._drawn.begin_epoch()
+    found = source._indices_to_check()
+    assert found["image"] is None
+    assert found["pair"][1].limits() == (0, 6)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from builders import make_conv_net, make_loaders
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel
-from hotloop.errors import LabelError, NonFiniteError
+from hotloop.errors import IndexRangeError, LabelError, NonFiniteError
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,6 +53,90 @@ def test_labels_out_of_range_do_not_end_the_device(images):
         with pytest.raises(LabelError, match="from 0 to 10"):
             fit(make_model(), *make_loaders((inputs, labels)), resident_budget=budget)
     assert torch.ones(3, device=torch.accelerator.current_accelerator()).sum().item() == 3
+
+
+class Tokens(nn.Module):
+    """Embeds token ids and their positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(12, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head((self.tokens(tokens) + self.positions(places)).mean(dim=1))
+
+
+def make_tokens(length=10):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, (400, length), generator=generator)
+    return tokens, torch.randint(3, (400,), generator=generator)
+
+
+def make_token_model():
+    net = Tokens()
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+    return KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+
+
+@pytest.mark.parametrize("options", [{}, {"resident_budget": 0.0}, {"compile": True},
+                                     {"resident_budget": 0.0, "compile": True}])  # fmt: skip
+def test_embeddings_indices_out_of_range_do_not_end_the_device(options):
+    tokens, labels = make_tokens()
+    fit(make_token_model(), DataLoader(TensorDataset(tokens, labels), 16), **options)
+    tokens[350, 3] = 20
+    for form in (TensorDataset(tokens, labels), AsDicts(tokens, labels)):
+        with pytest.raises(IndexRangeError, match=r"'tokens' .* to 20 .* 20 rows.*sample 350\)"):
+            fit(make_token_model(), DataLoader(form, 16), **options)
+    model = make_token_model()
+    with pytest.raises(IndexRangeError, match="layer 'tokens'"):
+        model.evaluate(DataLoader(TensorDataset(tokens, labels), 16))
+    with pytest.raises(IndexRangeError, match="layer 'tokens'"):
+        model.predict(tokens)
+    with pytest.raises(IndexRangeError, match="layer 'positions'"):
+        fit(make_token_model(), DataLoader(TensorDataset(*make_tokens(13)), 16), **options)
+    assert torch.ones(3, device=torch.accelerator.current_accelerator()).sum().item() == 3
+
+
+class AsDicts(Dataset):
+    def __init__(self, tokens, labels):
+        self.tokens, self.given_labels = tokens, labels
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"tokens": self.tokens[index], "labels": self.given_labels[index]}
+
+
+def test_an_assertion_that_nobody_saw_coming_is_explained():
+    """In a process of its own, for it ends that one's use of the device."""
+    program = """
+import torch
+from torch import nn
+from hotloop import KerasModel
+from hotloop.errors import IndexRangeError
+
+class Picks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(10, 2))
+
+    def forward(self, inputs):
+        return self.table[inputs].mean(dim=1)
+
+net = Picks()
+model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+batch = torch.full((4, 3), 10), torch.zeros(4, dtype=torch.int64)
+try:
+    model.fit([batch], epochs=3, plot=False, quiet=True)
+except IndexRangeError as error:
+    print("explained:", error)
+"""
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "explained: a kernel on cuda" in found.stdout, found.stderr
 
 
 def test_nan_names_the_step(images):

@@ -1,49 +1,61 @@
-"""Which labels occur in resident data, for the check of their range."""
+"""Which class indices and other integers occur in resident data, for checks of their range."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import (
+    BatchSampler,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
-_ROWS_AT_ONCE = 1 << 22  # labels that are looked at together: more would take memory to sort
+_ROWS_AT_ONCE = 1 << 22  # values that are looked at together: more would take memory to sort
 _MAX_DISTINCT = 1 << 20  # of classes; more are no class indices
+# of what an embedding or a loss takes as indices
+_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class OccurringLabels:
-    """Each label of some rows once; found when somebody asks, and kept.
+class OccurringValues:
+    """The integers in some rows of a column; found when somebody asks, and kept.
 
     Args:
-        codes: of all labels, integers (n, ...).
+        codes: of all rows, integers (n, ...).
         encoding: decodes them.
         rows: int64 (rows,): those that are meant; None for all.
     """
 
     def __init__(self, codes: torch.Tensor, encoding: Any, rows: torch.Tensor | None) -> None:
-        self._codes: torch.Tensor | None = codes
-        self._encoding, self._rows = encoding, rows
-        self._is_known = False
-        self._values: torch.Tensor | None = None
+        self._codes, self._encoding, self._rows = codes, encoding, rows
+        self._distinct: torch.Tensor | None = None
+        self._has_distinct = False
+        self._limits: dict[tuple[int, int] | None, tuple[int, int] | None] = {}
 
-    def read(self) -> torch.Tensor | None:
-        """Return them on the host, (labels,); None where they are too many to be class indices."""
-        if not self._is_known:
-            self._values, self._is_known = self._find(), True
-            self._codes = self._rows = None  # which may be much memory
-        return self._values
+    def distinct(self) -> torch.Tensor | None:
+        """Return each once, on the host, (values,); None where they are too many for classes."""
+        if not self._has_distinct:
+            self._distinct, self._has_distinct = self._find_distinct(), True
+        return self._distinct
 
-    def _find(self) -> torch.Tensor | None:
-        codes = self._codes
-        if codes is None:
-            return None
-        if self._rows is not None:
-            codes = codes[self._rows.to(codes.device)]
+    def limits(self, column: tuple[int, int] | None = None) -> tuple[int, int] | None:
+        """Return the smallest and the largest; None where there is no value.
+
+        Args:
+            column: dimension and index, of which the part is meant; None for all.
+        """
+        if column not in self._limits:
+            self._limits[column] = self._find_limits(column)
+        return self._limits[column]
+
+    def _chosen(self) -> torch.Tensor:
+        return self._codes if self._rows is None else self._codes[self._rows.to(self._codes.device)]
+
+    def _find_distinct(self) -> torch.Tensor | None:
+        codes = self._chosen()
         found = codes.new_empty(0)
         for part in codes.reshape(-1).split(_ROWS_AT_ONCE):  # type: ignore[no-untyped-call]
             found = torch.unique(torch.cat([found, torch.unique(part)]))
@@ -51,6 +63,76 @@ class OccurringLabels:
                 return None
         values: torch.Tensor = self._encoding.decode(found).cpu()
         return values
+
+    def _find_limits(self, column: tuple[int, int] | None) -> tuple[int, int] | None:
+        codes = self._codes if column is None else self._codes.select(*column)
+        if self._rows is not None:
+            codes = codes[self._rows.to(codes.device)]
+        if not codes.numel():
+            return None
+        low, high = torch.aminmax(codes)
+        ends = self._encoding.decode(torch.stack([low, high]))  # which keeps integers' order
+        return tuple(ends.tolist())
+
+
+class DrawnIndices:
+    """The integers of the batches that a resident source gives.
+
+    Args:
+        loader: the user's.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._rows: torch.Tensor | None = None  # that may be drawn; None for all
+        self.knows_rows = False
+        self._columns: list[OccurringValues | None] | None = None
+
+    def begin_epoch(self) -> None:
+        """Note which rows the loader's sampler may draw."""
+        batch_sampler: Any = self._loader.batch_sampler
+        self.knows_rows = type(batch_sampler) is BatchSampler
+        before, self._rows = self._rows, None
+        try:
+            num_rows = len(self._loader.dataset)
+            self._rows = rows_that_are_drawn(getattr(batch_sampler, "sampler", None), num_rows)
+        except TypeError:
+            self.knows_rows = False
+        same = before is self._rows or (
+            before is not None and self._rows is not None and torch.equal(before, self._rows)
+        )
+        if not same:
+            self.forget()
+
+    def forget(self) -> None:
+        """Look again: the data has changed or was moved."""
+        self._columns = None
+
+    def of(
+        self, columns: Sequence[Any], row_of: torch.Tensor | None, last: torch.Tensor | None
+    ) -> list[OccurringValues | None]:
+        """Return what may be drawn of each column; None for those that hold no integers.
+
+        Args:
+            columns: with ``codes``, ``encoding`` and ``dtype``.
+            row_of: rows of a Subset's samples.
+            last: the rows of the batch that was gathered last, which are meant where nothing is
+                known of the sampler.
+        """
+        if self._columns is not None and self.knows_rows:
+            return self._columns
+        rows = self._rows if self.knows_rows else last
+        if row_of is not None:
+            rows = row_of if rows is None else row_of[rows]
+        found = [
+            OccurringValues(column.codes, column.encoding, rows)
+            if column.dtype in _INDEX_DTYPES
+            else None
+            for column in columns
+        ]
+        if self.knows_rows:
+            self._columns = found
+        return found
 
 
 def rows_that_are_drawn(sampler: Any, num_rows: int) -> torch.Tensor | None:

@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop.data.adapt import DEFAULT_BATCH_SIZE, BatchSource, as_batches, to_tensor
 from hotloop.errors import DataError
+from hotloop.nested import iterate_tensors
+
+_WAITING_BYTES = 1 << 26  # of outputs on the device
 
 
 def prediction_batches(data: Any, device: torch.device, batch_size: int | None) -> BatchSource:
@@ -27,6 +30,42 @@ def prediction_batches(data: Any, device: torch.device, batch_size: int | None) 
     return as_batches(data, "data", device, batch_size)
 
 
+class Outputs:
+    """The outputs of a net for one batch after another, brought to the CPU some at a time."""
+
+    def __init__(self) -> None:
+        self._on_device: list[Any] = []
+        self._joined: list[Any] = []
+        self._num_bytes = 0  # that wait on the device
+
+    def add(self, output: Any) -> None:
+        """Take a batch's output: a tensor ``(samples, ...)``, or a tuple, list or dict of such.
+
+        Raises:
+            DataError: it holds something else than tensors.
+        """
+        self._on_device.append(output)
+        self._num_bytes += sum(
+            tensor.nbytes for _, tensor in iterate_tensors(output) if tensor.device.type != "cpu"
+        )
+        if self._num_bytes >= _WAITING_BYTES:
+            self._bring()
+
+    def joined(self) -> Any:
+        """Return all samples' outputs, on the CPU.
+
+        Raises:
+            DataError: they hold something else than tensors.
+        """
+        self._bring()
+        return self._joined[0] if len(self._joined) == 1 else concatenate(self._joined)
+
+    def _bring(self) -> None:
+        if self._on_device:  # copies wait for the device: few large ones, and not all data's
+            self._joined.append(concatenate(self._on_device))
+            self._on_device, self._num_bytes = [], 0
+
+
 def concatenate(outputs: Sequence[Any]) -> Any:
     """Join the outputs of batches along their first dimension, on the CPU.
 
@@ -42,9 +81,7 @@ def concatenate(outputs: Sequence[Any]) -> Any:
     first = outputs[0]
     if isinstance(first, torch.Tensor):
         # a net that returns one number a batch has no samples to join along
-        return torch.cat(
-            [output.cpu() if output.dim() else output.cpu()[None] for output in outputs]
-        )
+        return torch.cat([output if output.dim() else output[None] for output in outputs]).cpu()
     if isinstance(first, Mapping):
         return {key: concatenate([output[key] for output in outputs]) for key in first}
     if isinstance(first, (tuple, list)):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 from torch.utils.data import default_collate as torch_default_collate
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
 from hotloop.data.encoding import AsIs, Encoding, Table, choose_encodings, same_bits
-from hotloop.data.occurring import OccurringLabels, rows_that_are_drawn
+from hotloop.data.occurring import DrawnIndices
 from hotloop.data.purity import (
     DatasetAttributes,
     WatchedDataset,
@@ -31,8 +31,6 @@ from hotloop.nested import iterate_leaves, map_leaves
 
 _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
 _READ_BATCH = 256
-# of labels that are class indices
-_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # a larger copy from pageable memory waits for the device ("API synchronization behavior" in CUDA's
 # runtime API reference)
 _STAGED_BYTES = 1 << 15
@@ -153,9 +151,7 @@ class ResidentSource(BatchSource):
         self._columns: list[Column] = []
         self._row_of: torch.Tensor | None = None  # rows of a Subset's samples
         self._is_released = False
-        self._labels: OccurringLabels | None = None
-        self._drawable: torch.Tensor | None = None  # rows; None for all
-        self._knows_drawn = False
+        self._drawn = DrawnIndices(loader)
         self._gathered_last: torch.Tensor | None = None  # the rows of a batch
         self._known_pure = is_known_pure(loader.dataset)
         self.given_up: str | None = None
@@ -184,7 +180,8 @@ class ResidentSource(BatchSource):
     def release(self) -> bool:
         """Move the data to the host, batches are copied from there; False where it is there."""
         moved = self.on_accelerator
-        self._is_released, self._labels = True, None
+        self._is_released = True
+        self._drawn.forget()
         for column in self._columns:
             column.codes = column.codes.cpu()
         return moved
@@ -195,9 +192,9 @@ class ResidentSource(BatchSource):
         return f"{self.role} is resident: {len(self._loader.dataset):,} samples, {size:,.1f} MiB"  # type: ignore[arg-type]
 
     def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
-        """Yield ``(labels, batch on the device)``, with the labels in the place of a host batch's.
+        """Yield ``(indices, batch on the device)``, on an accelerator with ``OccurringValues``.
 
-        They are all that may be drawn, with an epoch's first batch, or each batch's own.
+        They are all that may be drawn, with an epoch's first batch, or each batch's own; else None.
         """
         if self.given_up is None:
             self.given_up = self._take_again() if self._known_pure else self._recheck()
@@ -206,14 +203,16 @@ class ResidentSource(BatchSource):
         if self.given_up is not None:
             yield from super().iterate_with_host()
             return
-        self._note_drawable()
+        # alone there an index out of range ends the use of the device
+        is_due = on_device = self.device.type != "cpu"
+        if on_device:
+            self._drawn.begin_epoch()
         self.place.begin()
-        is_due = True
         if self.place.resumed is None or not self.place.resumed.ended:
             for batch in self._gathered():
                 self.place.advance(None)
-                yield self._labels_to_check() if is_due else None, batch
-                is_due = not self._knows_drawn
+                yield self._indices_to_check() if is_due else None, batch
+                is_due = on_device and not self._drawn.knows_rows
         self.place.end()
 
     def _gathered(self) -> Iterator[Any]:
@@ -250,48 +249,10 @@ class ResidentSource(BatchSource):
         """Return the size of a sample as the net gets it."""
         return sum(column.shape.numel() * column.dtype.itemsize for column in self._columns)
 
-    def _labels_to_check(self) -> Any:
-        """Return the labels that may be drawn, in the place of a batch's.
-
-        Where nothing is known of the sampler they are those of the batch that was gathered last.
-        """
-        if not self._are_labels_checked():
-            return None
-        labels = self._columns[-1]
-        if self._labels is None:
-            rows = self._drawable if self._knows_drawn else self._gathered_last
-            if self._row_of is not None:
-                rows = self._row_of if rows is None else self._row_of[rows]
-            found = OccurringLabels(labels.codes, labels.encoding, rows)
-            if not self._knows_drawn:
-                return [None, found]
-            self._labels = found
-        return [None, self._labels]
-
-    def _are_labels_checked(self) -> bool:
-        """Tell whether a device reads class indices, which alone have a range."""
-        on_device = self.device.type != "cpu" and type(self._template) is list
-        return on_device and self._columns[-1].dtype in _INDEX_DTYPES
-
-    def _note_drawable(self) -> None:
-        """Note which rows the loader's sampler may draw."""
-        if not self._are_labels_checked():
-            return
-        batch_sampler: Any = self._loader.batch_sampler
-        self._knows_drawn = type(batch_sampler) is BatchSampler
-        before, self._drawable = self._drawable, None
-        try:
-            num_rows = len(self._loader.dataset)  # type: ignore[arg-type]
-            self._drawable = rows_that_are_drawn(getattr(batch_sampler, "sampler", None), num_rows)
-        except TypeError:
-            self._knows_drawn = False
-        same = before is self._drawable or (
-            before is not None
-            and self._drawable is not None
-            and torch.equal(before, self._drawable)
-        )
-        if not same:
-            self._labels = None
+    def _indices_to_check(self) -> Any:
+        """Return the integers that may be drawn, in the form of a batch."""
+        last = self._gathered_last
+        return self._as_batch(self._drawn.of(self._columns, self._row_of, last))
 
     def _rows(self) -> Iterator[torch.Tensor]:
         try:
@@ -327,7 +288,7 @@ class ResidentSource(BatchSource):
             columns = [column.to(self.device, non_blocking=True) for column in columns]
         return columns
 
-    def _as_batch(self, columns: list[torch.Tensor]) -> Any:
+    def _as_batch(self, columns: list[Any]) -> Any:
         if self._is_flat:
             return columns
         rows = iter(columns)
@@ -350,7 +311,8 @@ class ResidentSource(BatchSource):
         where = torch.device("cpu") if self._is_released else self.device
         self._columns = []  # before there are new ones: they may take much memory
         self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
-        self._template, self._is_flat, self._labels = [None] * len(tensors), True, None
+        self._template, self._is_flat = [None] * len(tensors), True
+        self._drawn.forget()
 
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset

@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotloop.data.occurring import OccurringLabels
-from hotloop.errors import HotloopError, LabelError, ShapeError
+from hotloop.errors import HotloopError, IndexRangeError, LabelError, ShapeError
+from hotloop.fitting.index_ranges import LabelRange, is_plain_embedding, refuse_indices
 from hotloop.nested import describe, describe_tensor, iterate_tensors
 from hotloop.placement import explain_device_error
 
 _CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
+_OF_RANGE = re.compile("out of (range|bounds)")
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
-
-
-class LabelRange:
-    """Checks class indices before the loss sees them.
-
-    On an accelerator an index out of range is an assertion inside a kernel, which ends the
-    process's use of the device without a word on the cause; so labels are looked at before, on
-    the host, for the losses that take class indices.
-    """
-
-    def __init__(self, loss_fn: Any) -> None:
-        self.applies = isinstance(loss_fn, (nn.CrossEntropyLoss, nn.NLLLoss))
-        self.ignore_index = getattr(loss_fn, "ignore_index", -100)
-        self.host_labels: torch.Tensor | None = None
-
-    def offer(self, host_batch: Any) -> None:
-        """Remember the labels of the batch as it lay on the host, before it was moved."""
-        self.host_labels = None
-        if self.applies and isinstance(host_batch, (tuple, list)) and len(host_batch) >= 2:
-            labels = host_batch[-1]
-            if isinstance(labels, OccurringLabels):
-                labels = labels.read()
-            on_host = isinstance(labels, torch.Tensor) and labels.device.type == "cpu"
-            if on_host and not labels.is_floating_point():
-                self.host_labels = labels
-
-    def check(self, preds: Any) -> None:
-        """Refuse labels out of range, where ``offer`` found them on the host.
-
-        On a CPU the loss itself refuses them without harm, and is explained then.
-
-        Raises:
-            LabelError: names the smallest and largest label and the number of classes.
-        """
-        if self.host_labels is not None:
-            self.refuse(preds, self.host_labels)
-
-    def check_like(self, preds: torch.Tensor | None) -> None:
-        """As ``check``, before a step whose predictions will be like ``preds`` (None: unknown)."""
-        if self.host_labels is not None and preds is not None:
-            self.refuse(preds, self.host_labels)
-
-    def refuse(self, preds: Any, labels: torch.Tensor) -> None:
-        """Raise when a label is out of range for ``preds``."""
-        if not isinstance(preds, torch.Tensor) or preds.dim() < 1:
-            return
-        num_classes = preds.shape[1] if preds.dim() > 1 else preds.shape[0]
-        used = labels[labels != self.ignore_index]
-        if not used.numel():
-            return
-        low, high = int(used.min()), int(used.max())
-        if low < 0 or high >= num_classes:
-            raise LabelError(
-                f"the labels go from {low} to {high}, but the net gives {num_classes} classes "
-                f"({describe_tensor(preds)}): labels must lie in 0..{num_classes - 1}; renumber "
-                f"them or give the net's last layer {high + 1} outputs."
-            )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -114,17 +60,45 @@ def explain_forward_error(
         error, (RuntimeError, ValueError, TypeError, IndexError)
     ):
         return None
-    if not any(word in text for word in _SHAPE_WORDS):
+    is_of_range = _OF_RANGE.search(text) is not None
+    is_of_shape = any(word in text for word in _SHAPE_WORDS)
+    # which have many words for it
+    has_embeddings = any(map(is_plain_embedding, net.modules()))
+    if not (is_of_range or is_of_shape or has_embeddings):
         return None
     now = ", ".join(filter(None, (describe(args, "inputs") if args else "", _keywords(kwargs))))
-    where = _failing_layer(net, args, kwargs)
-    if where is None:
+    failing = _find_failing(net, args, kwargs)
+    if failing is None:
+        return None
+    if is_plain_embedding(failing.module):
+        try:
+            refuse_indices(failing.name, failing.module, failing.first_input)
+        except IndexRangeError as refused:
+            return refused
+    if not (is_of_range or is_of_shape):
         return None
     first_line = text.splitlines()[0]
     before = f" (the first batch was {first_batch})" if first_batch else ""
-    return ShapeError(
-        f"{where} refused what it was given: {first_line}. The batch was {now}{before}: "
-        f"give every batch the shape and dtype the net is built for."
+    mend = "give every batch the shape and dtype the net is built for"
+    if is_of_range:
+        mend = "look for an index that is too large, or a tensor that is too short for it"
+    kind = IndexRangeError if is_of_range else ShapeError
+    return kind(
+        f"{failing} refused what it was given: {first_line}. The batch was {now}{before}: {mend}."
+    )
+
+
+def explain_device_assert(error: Exception, device: torch.device) -> IndexRangeError | None:
+    """Say what can be said of an assertion inside a kernel; None where there was none.
+
+    It is heard of at some later call, and nothing can be computed on the device after that.
+    """
+    if "device-side assert" not in str(error) or isinstance(error, HotloopError):
+        return None
+    return IndexRangeError(
+        f"a kernel on {device} was given an index out of range, in this step or one shortly "
+        f"before, and this process cannot use the device any more ({str(error).splitlines()[0]}): "
+        f"the same fit with cpu=True, in a new process, names the layer and the sample."
     )
 
 
@@ -202,17 +176,36 @@ def _keywords(kwargs: dict[str, Any]) -> str:
     return ", ".join(describe(value, name) for name, value in kwargs.items())
 
 
-def _failing_layer(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+@dataclass(frozen=True)
+class _Failing:
+    """A module that raises, and what it was given."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def first_input(self) -> Any:
+        return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
+    def __str__(self) -> str:
+        text = str(self.module)
+        kind = type(self.module).__name__
+        label = f"layer '{self.name}' ({kind if len(text) > 120 else text})"
+        given = describe(self.args, "input") if self.args else _keywords(self.kwargs)
+        given = given.replace("input[0]", "input")
+        return f"{label if self.name else f'the net ({kind})'}, given {given},"
+
+
+def _find_failing(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Failing | None:
     """Run the net once more, in evaluation mode, to see which module does not return."""
-    entered: list[tuple[str, nn.Module, str]] = []
+    entered: list[_Failing] = []
     handles = []
     for name, module in net.named_modules():
 
-        def enter(
-            module: nn.Module, inputs: tuple[Any, ...], kwargs: Any, name: str = name
-        ) -> None:
-            given = describe(inputs, "input") if inputs else _keywords(kwargs)
-            entered.append((name, module, given.replace("input[0]", "input")))
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Any, name: str = name) -> None:
+            entered.append(_Failing(name, module, args, kwargs))
 
         def leave(*_: Any) -> None:
             entered.pop()
@@ -225,13 +218,7 @@ def _failing_layer(net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             net(*args, **kwargs)
     except Exception:  # noqa: BLE001 - it failed before; only where it fails now is of interest
-        if not entered:
-            return None
-        name, module, given = entered[-1]
-        label = f"layer '{name}' ({module})" if name else f"the net ({type(module).__name__})"
-        if len(str(module)) > 120:
-            label = f"layer '{name}' ({type(module).__name__})" if name else label
-        return f"{label}, given {given},"
+        return entered[-1] if entered else None
     finally:
         for handle in handles:
             handle.remove()

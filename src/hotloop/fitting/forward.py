@@ -11,7 +11,8 @@ from torch import nn
 
 from hotloop.data.unpack import Unpacker, loss_of, predictions_of
 from hotloop.errors import DataError, HotloopError
-from hotloop.fitting.diagnose import LabelRange, explain_forward_error, explain_loss_error
+from hotloop.fitting.diagnose import explain_forward_error, explain_loss_error
+from hotloop.fitting.index_ranges import EmbeddingRange, LabelRange
 from hotloop.fitting.precision import to_full_precision
 from hotloop.nested import describe
 
@@ -41,14 +42,39 @@ class Forward:
     """Computes predictions and loss of batches.
 
     Attributes:
-        label_range: the check of class indices, offered the host's labels by the loop.
+        label_range: the check of class indices.
+        embedding_range: the check of embeddings' indices, on an accelerator; None for none.
     """
 
     def __init__(self, net: nn.Module, loss_fn: Any) -> None:
         self.net, self.loss_fn = net, loss_fn
         self.label_range = LabelRange(loss_fn)
+        self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
         self._first_batch = ""  # what the first batch looked like, to name what changed
+
+    def offer(self, host_batch: Any) -> None:
+        """Look at the indices in a batch as it lay on the host, where a device would not tell.
+
+        Args:
+            host_batch: tensors, or ``OccurringValues`` of this and all further batches until the
+                next offer; None: nothing is known of this one's labels but what was offered.
+        """
+        if host_batch is None:
+            self.label_range.offer(None)
+            return
+        try:
+            args, kwargs, labels = self._unpacker.split(host_batch)
+        except DataError:  # which the step says
+            return
+        self.label_range.offer(labels)
+        if self.embedding_range is not None:
+            self.embedding_range.offer((args, kwargs))
+
+    def watch_embeddings(self, device: torch.device) -> None:
+        """Check embeddings' indices where the device would not say what is wrong."""
+        if device.type not in ("cpu", "meta"):
+            self.embedding_range = EmbeddingRange(self.net)
 
     def __call__(self, batch: Any) -> StepOutput:
         """Return loss, predictions and labels of a batch.
@@ -57,11 +83,38 @@ class Forward:
             DataError: the batch has no labels, or the net no loss.
             ShapeError: the net or the loss refuses the batch; names the layer and the shapes.
             LabelError: a class index is out of range.
+            IndexRangeError: an embedding's index is.
         """
         self._first_batch = self._first_batch or describe(batch)
         args, kwargs, labels = self._unpacker.split(batch)
+        output = self._run_net(args, kwargs)
+        preds = to_full_precision(predictions_of(output))
+        loss = _own_loss(output) if self.loss_fn is None else self.loss_of(preds, labels)
+        return StepOutput(loss, preds, labels)
+
+    def predict(self, batch: Any, host_batch: Any) -> Any:
+        """Return the net's predictions for a batch, which may have labels, in full precision.
+
+        Args:
+            batch: on the device.
+            host_batch: as it was read.
+
+        Raises:
+            ShapeError: the net refuses the batch; names the layer and the shapes.
+            IndexRangeError: an embedding's index is out of range.
+        """
+        self._first_batch = self._first_batch or describe(batch)
+        if self.embedding_range is not None:
+            self.embedding_range.offer(self._unpacker.inputs_only(host_batch))
+        args, kwargs = self._unpacker.inputs_only(batch)
+        return to_full_precision(predictions_of(self._run_net(args, kwargs)))
+
+    def _run_net(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            output = self.net(*args, **kwargs)
+            if self.embedding_range is None:
+                return self.net(*args, **kwargs)
+            with self.embedding_range.watching((args, kwargs)):
+                return self.net(*args, **kwargs)
         except HotloopError:
             raise
         except Exception as error:
@@ -69,9 +122,6 @@ class Forward:
             if explained is None:
                 raise
             raise explained from error
-        preds = to_full_precision(predictions_of(output))
-        loss = _own_loss(output) if self.loss_fn is None else self.loss_of(preds, labels)
-        return StepOutput(loss, preds, labels)
 
     def labels_of(self, batch: Any) -> Any:
         """Return the labels of a batch."""

@@ -11,7 +11,7 @@ import torch
 
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
-from hotloop.errors import NonFiniteError
+from hotloop.errors import IndexRangeError, LabelError, NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
 from hotloop.fitting.interrupt import Interrupt
@@ -113,6 +113,9 @@ class EpochRunner:
             except NonFiniteError as error:
                 self._name_samples(error)
                 raise
+            except (LabelError, IndexRangeError) as error:
+                self._name_rows(error, step, batch)
+                raise
             except RuntimeError as error:
                 self._explain_devices(error, batch)
                 raise
@@ -191,7 +194,7 @@ class EpochRunner:
             if pair is None:
                 return
             if on_accelerator and standard:
-                self.step_runner.compute_loss.label_range.offer(pair[0])
+                self.step_runner.compute_loss.offer(pair[0])
             yield pair[1]
 
     def flush(self) -> None:
@@ -252,6 +255,15 @@ class EpochRunner:
     def _name_samples(self, error: NonFiniteError) -> None:
         indices = None if self._source is None else self._source.place.samples_of(error.step)
         if indices is not None:
+            error.name_samples(indices)
+
+    def _name_rows(self, error: LabelError | IndexRangeError, step: int, batch: Any) -> None:
+        """Name the samples whose rows of the batch an error knows."""
+        num_rows = getattr(error, "num_rows", None)
+        if error.rows is None or num_rows not in (None, count_samples(batch)):
+            return  # of a part of the batch, or not counted along its samples
+        indices = None if self._source is None else self._source.place.samples_of(step)
+        if indices is not None and max(error.rows, default=0) < len(indices):
             error.name_samples(indices)
 
     def _check_finite(self) -> None:

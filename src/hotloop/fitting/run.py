@@ -29,7 +29,10 @@ from hotloop.fitting.checks import (
     score_of,
 )
 from hotloop.fitting.choose import Speedups
+from hotloop.fitting.diagnose import explain_device_assert
 from hotloop.fitting.early_stopping import EarlyStopping
+from hotloop.fitting.forward import Forward
+from hotloop.fitting.index_ranges import EmbeddingRange
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.micro_batches import MicroBatches
@@ -115,6 +118,7 @@ class FitRun:
         self.micro_batches = MicroBatches(
             progress.message, self._release_resident, self._holds_resident
         )
+        self._embedding_ranges: dict[str, EmbeddingRange] = {}
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
@@ -153,8 +157,14 @@ class FitRun:
         resumable = (
             ends_resumable(self.interrupt, path) if saving.saves else contextlib.nullcontext()
         )
-        with resumable:
-            self._run(callbacks)
+        try:
+            with resumable:
+                self._run(callbacks)
+        except RuntimeError as error:
+            explained = explain_device_assert(error, self.device)
+            if explained is None:
+                raise
+            raise explained from error
 
     def _run(self, callbacks: Sequence[Any]) -> None:
         epochs = self.settings.epochs
@@ -421,6 +431,7 @@ class FitRun:
             **model.kwargs,
         )
         if isinstance(runner, StepRunner):
+            self._share_embedding_range(stage, runner.compute_loss)
             runner.options = StepOptions(
                 compute=self.compute,
                 clip_grad_norm=settings.clip_grad_norm,
@@ -438,6 +449,16 @@ class FitRun:
                 clock=self.clock,
             )
         return runner
+
+    def _share_embedding_range(self, stage: str, forward: Forward) -> None:
+        """Let an epoch go on with what the one before learnt of embeddings' indices."""
+        known = self._embedding_ranges.get(stage)
+        if known is not None and known.net is forward.net:
+            forward.embedding_range = known
+            return
+        forward.watch_embeddings(self.device)
+        if forward.embedding_range is not None:
+            self._embedding_ranges[stage] = forward.embedding_range
 
     def _make_resident(self) -> None:
         """Serve the data from memory, where that is safe; says so once."""

@@ -289,7 +289,24 @@ class StepRunner:
 
     def check_labels(self, preds: torch.Tensor | None) -> None:
         """Look at a batch's labels, before a replay that gives predictions like these."""
-        self.compute_loss.label_range.check_like(preds)
+        self.compute_loss.label_range.check(preds)
+
+    @property
+    def must_look(self) -> bool:
+        """Whether indices of the batch may be out of range, which an eager step looks at."""
+        embedding_range = self.compute_loss.embedding_range
+        return embedding_range is not None and embedding_range.is_suspicious
+
+    def explain(self, batch: Any, error: RuntimeError) -> None:
+        """Raise what an eager forward pass says to a batch that a graph failed on.
+
+        Args:
+            batch: on the device.
+            error: what the graph raised; where that says nothing of the batch, nothing is run.
+        """
+        if self.accelerator.device.type == "cpu" and not is_out_of_memory(error):
+            with torch.no_grad():
+                self.forward(batch)
 
     def use_gradients(
         self,

@@ -20,6 +20,7 @@ from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.replay import ReplayEngine
+from hotloop.fitting.step import StepRunner
 
 CPU = torch.device("cpu")
 
@@ -129,6 +130,26 @@ def fit_with_stand_in(
 def assert_same(first, second):
     assert first[1] == second[1]
     assert all(torch.equal(a, b) for a, b in zip(first[2], second[2], strict=True))
+
+
+def test_a_step_that_must_be_looked_at_is_eager(small, monkeypatch):
+    asked, looked_at = [], range(7, 30, 4)
+
+    def must_look(step):
+        asked.append(step.num_steps)
+        return len(asked) in looked_at
+
+    loader = DataLoader(TensorDataset(*small), 10, shuffle=True)
+    eager = fit_with_stand_in(monkeypatch, loader, False)
+    monkeypatch.setattr(StepRunner, "must_look", property(must_look))
+    replayed = []
+    replay = CalledAgain.replay
+    monkeypatch.setattr(CalledAgain, "replay", lambda self: (replayed.append(1), replay(self)))
+    graphed = fit_with_stand_in(monkeypatch, loader, True)
+    assert_same(eager, graphed)
+    assert len(asked) > 40
+    # the step that builds it is eager as well, and two replays prove the graph
+    assert len(replayed) == len(asked) - len(looked_at) - 1 + 2
 
 
 @pytest.mark.parametrize("metric", [Accuracy, AUROC])

@@ -68,10 +68,17 @@ class EagerStep(Protocol):
 
     Attributes:
         begins_group: whether no batch before it waits for the update.
+        must_look: whether it looks at the batch's indices, which a replay cannot.
     """
 
     @property
     def begins_group(self) -> bool: ...  # noqa: D102
+
+    @property
+    def must_look(self) -> bool: ...  # noqa: D102
+
+    def explain(self, batch: Any, error: RuntimeError) -> None:
+        """Raise what an eager forward pass says to a batch that a graph failed on."""
 
     def run_eagerly(
         self, batch: Any, before_update: Callable[[], None] | None = None
@@ -264,6 +271,9 @@ class GraphedStep:
 
     def _run(self, batch: Any, leaves: Sequence[torch.Tensor], step: EagerStep) -> StepOutput:
         started = time.perf_counter()
+        if step.must_look:
+            self.finish()
+            return self._run_eagerly(batch, leaves, step)
         if self._engine is not None and not has_form(leaves, self._form):
             self._num_other_forms += 1
             if self._num_other_forms > _MAX_EAGER_FORMS:
@@ -355,7 +365,11 @@ class GraphedStep:
         if not self._running:
             engine.start()
             self._running = True
-        loss, preds = engine.step(leaves)
+        try:
+            loss, preds = engine.step(leaves)
+        except RuntimeError as error:  # of a kernel on a CPU; nothing was updated
+            step.explain(batch, error)
+            raise
         self.num_replayed += 1
         self.replayed = True
         if not engine.updates:

@@ -41,6 +41,18 @@ _HOMES = {
     "to_device": "hotloop.data.on_device",
 }
 _MODULES = ("augment", "datasets", "errors", "kerascallbacks", "metrics", "utils")
+_UNLISTED = ("kerasmodel", "vlog")  # modules of torchkeras
+_WRAP = "KerasModel(net, loss_fn, metrics_dict, optimizer) takes the plain net"
+# names of torchkeras, now and earlier, that hotloop does not have
+_ELSEWHERE = {
+    "Model": _WRAP,
+    "LightModel": _WRAP,
+    "HugModel": f"{_WRAP}; batches may be dicts, and the net may return its loss (loss_fn=None)",
+    "hugmodel": f"{_WRAP}; batches may be dicts, and the net may return its loss (loss_fn=None)",
+    "pbar": "fit shows its own bar; VLog shows that of a loop of yours",
+    "plots": "fit(plot=True) draws the curves; the rest of the module stays torchkeras'",
+    "tools": "VLog plots the curves of a loop of yours; the rest of the module stays torchkeras'",
+} | dict.fromkeys(("chat", "eda", "email", "soup", "stacker", "tabular", "vision"), "")
 
 __all__ = [*_HOMES, *_MODULES]
 
@@ -78,8 +90,12 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    if name in _MODULES:
+    if name in (*_MODULES, *_UNLISTED):
         return importlib.import_module(f"hotloop.{name}")
+    if name in _ELSEWHERE:
+        # an ImportError, for "from hotloop import name" says nothing of an AttributeError's text
+        mend = _ELSEWHERE[name] or f"keep torchkeras installed for torchkeras.{name}"
+        raise ImportError(f"hotloop has no '{name}', which torchkeras has: {mend}.", name=name)
     raise AttributeError(f"module 'hotloop' has no attribute '{name}'")
 
 

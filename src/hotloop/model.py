@@ -29,7 +29,9 @@ from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
 from hotloop.fitting.trainable import call_hooks, place
 from hotloop.hardware import choose_device, describe_choice
+from hotloop.inspection.preserve import main_device
 from hotloop.metrics.accumulate import check_metrics
+from hotloop.nested import to_device
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import MeasuredPeak, TimeReport
 
@@ -101,8 +103,9 @@ class KerasModel(nn.Module):
         self._clock: StepClock | None = None  # of the last fit
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the net's output for inputs that are where the net is."""
-        return self.net(*args, **kwargs)
+        """Return the net's output; inputs are moved to where the net is."""
+        device = main_device(self.net)
+        return self.net(*to_device(args, device), **to_device(kwargs, device))
 
     def step(self, batch: Any) -> Any:
         """Compute the loss of one batch; override this for a step of your own.
@@ -297,6 +300,29 @@ class KerasModel(nn.Module):
             progress.end_fit(self.history)
         self.best_score, self.best_epoch = run.stopping.best, run.stopping.best_epoch
         return self._history_frame(run)
+
+    def fit_ddp(self, num_processes: int, *args: Any, **kwargs: Any) -> pd.DataFrame:
+        """Train in several processes, as torchkeras names it: ``fit(..., devices=num_processes)``.
+
+        Args:
+            num_processes: on as many accelerators; CPU processes with ``cpu=True``.
+            *args: as for ``fit``.
+            **kwargs: as for ``fit``.
+        """
+        return self.fit(*args, devices=num_processes, **kwargs)
+
+    def evaluate_ddp(
+        self, num_processes: int, val_data: Any, quiet: bool = False
+    ) -> dict[str, Any]:
+        """Return what ``evaluate`` does, under torchkeras' name; one process computes it.
+
+        Args:
+            num_processes: not used.
+            val_data: as for ``evaluate``.
+            quiet: show no bar.
+        """
+        del num_processes
+        return self.evaluate(val_data, quiet)
 
     def evaluate(
         self, val_data: Any, quiet: bool = False, *, batch_size: int | None = None

@@ -19,6 +19,7 @@ class TrainedModel(Protocol):
         mode: "min" or "max".
         ckpt_path: the file with the best weights.
         accelerator: the surroundings of a step (device, processes, saving).
+        run_id: of the run in Weights & Biases, where its callback has opened one.
     """
 
     net: nn.Module
@@ -28,6 +29,7 @@ class TrainedModel(Protocol):
     mode: str
     ckpt_path: Any
     accelerator: Any
+    run_id: str
 
 
 class Callback:

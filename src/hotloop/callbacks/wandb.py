@@ -42,12 +42,12 @@ class WandbCallback(Callback):
         self.name = name or datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
 
     def on_fit_start(self, model: TrainedModel) -> None:
-        """Open the run, or go on with the one that is open."""
-        del model
+        """Open the run, or go on with the one that is open; ``model.run_id`` is its name there."""
         if self.wb.run is None:
             self.wb.init(
                 project=self.project, config=self.config, name=self.name, save_code=self.save_code
             )
+        model.run_id = self.wb.run.id
 
     def on_validation_epoch_end(self, model: TrainedModel) -> None:
         """Log the epoch's values."""
@@ -60,9 +60,15 @@ class WandbCallback(Callback):
         self.wb.log(row)
 
     def on_fit_end(self, model: TrainedModel) -> None:
-        """Upload the weights, and close the run."""
-        if self.save_ckpt and os.path.isfile(model.ckpt_path):
+        """Upload history and weights, a file or a folder, and close the run."""
+        import pandas as pd
+
+        frame = pd.DataFrame(model.history)
+        frame.to_csv(os.path.join(self.wb.run.dir, "dfhistory.csv"), index=False)
+        if self.save_ckpt and os.path.exists(model.ckpt_path):
             artifact = self.wb.Artifact("checkpoint", type="model")
-            artifact.add_file(os.fspath(model.ckpt_path))
+            is_folder = os.path.isdir(model.ckpt_path)
+            add = artifact.add_dir if is_folder else artifact.add_file
+            add(os.fspath(model.ckpt_path))
             self.wb.log_artifact(artifact)
         self.wb.finish()

@@ -98,6 +98,10 @@ class BatchSource:
             )
         self.place.end()
 
+    def is_last(self) -> bool:
+        """Tell whether the batch that was handed out last ends the epoch; False: not known."""
+        return self.place.num_batches == self.num_batches
+
     def explain(self, error: BaseException) -> BaseException:
         """Return what to raise in the place of an error that surfaced between batches."""
         return self.place.explain(error)

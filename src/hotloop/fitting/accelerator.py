@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from hotloop.checkpoint.weights import bare_state_dict
+from hotloop.data.adapt import BatchSource
 from hotloop.distributed.processes import (
     is_main_process,
     local_rank,
@@ -25,6 +27,7 @@ from hotloop.distributed.processes import (
 )
 from hotloop.fitting.backward import run_backward
 from hotloop.fitting.bias_gradients import BiasGradients
+from hotloop.fitting.gates import GatedOptimizer, GatedScheduler
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.precision import Precision, make_precision
 from hotloop.nested import count_samples, to_device
@@ -61,6 +64,8 @@ class Accelerator:
         self.sync_gradients = True
         self._num_accumulated = 0
         self._unscaled: set[int] = set()
+        self._gated: list[Any] = []  # optimizers of custom step runners
+        self._is_last: Callable[[], bool] = lambda: False
 
     @property
     def num_processes(self) -> int:
@@ -89,8 +94,17 @@ class Accelerator:
     @contextlib.contextmanager
     def accumulate(self, *_models: nn.Module) -> Iterator[None]:
         """Count one batch towards the next optimizer step."""
-        self.count_batch(last=False)
+        self.count_batch(last=self._is_last())
         yield
+
+    def start_stage(self, is_last: Callable[[], bool]) -> None:
+        """Begin with no batch accumulated.
+
+        Args:
+            is_last: tells ``accumulate`` whether the epoch ends with the running batch.
+        """
+        self._num_accumulated, self.sync_gradients = 0, True
+        self._is_last = is_last
 
     def count_batch(self, last: bool) -> None:
         """Count one batch; ``last`` batch of an epoch ends its group whatever its size."""
@@ -134,27 +148,81 @@ class Accelerator:
     def clip_grad_norm_(
         self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
     ) -> torch.Tensor:
-        """Scale gradients so that their joint norm is at most ``max_norm``; return the norm."""
-        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type=norm_type)
+        """Scale gradients so that their joint norm is at most ``max_norm``; return the norm.
+
+        Under a loss scaler the norm is that of the gradients without the loss scale.
+        """
+        parameters = _as_list(parameters)
+        scale = self._unscale(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm * scale, norm_type=norm_type)
+        return norm if scale == 1.0 else norm / scale
 
     def clip_grad_value_(self, parameters: Iterable[torch.Tensor], clip_value: float) -> None:
-        """Clamp every gradient value to ``[-clip_value, clip_value]``."""
-        nn.utils.clip_grad_value_(parameters, clip_value)
+        """Clamp every gradient value to ``[-clip_value, clip_value]``, without the loss scale."""
+        parameters = _as_list(parameters)
+        nn.utils.clip_grad_value_(parameters, clip_value * self._unscale(parameters))
 
-    def unscale_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the loss scale out of the gradients of ``optimizer``, once a step."""
-        if self.scaler is not None and id(optimizer) not in self._unscaled:
-            self._unscaled.add(id(optimizer))
-            self.scaler.unscale_(optimizer)
+    def _unscale(self, parameters: Sequence[torch.Tensor]) -> float:
+        """Take the loss scale out of gradients where a group of batches ends.
+
+        Returns:
+            The scale that is still in them.
+        """
+        if self.scaler is None:
+            return 1.0
+        given = {id(p) for p in parameters if p.grad is not None}
+        holders = [
+            optimizer
+            for optimizer in self._gated
+            if any(
+                id(p) in given
+                for group in getattr(optimizer, "param_groups", ())
+                for p in group["params"]
+            )
+        ]
+        if self.sync_gradients:
+            for optimizer in holders:
+                self.unscale_gradients(optimizer)
+        known = {id(optimizer) for optimizer in holders}
+        is_out = known <= self._unscaled if known else bool(self._unscaled)
+        return 1.0 if is_out else float(self.scaler.get_scale())
+
+    def unscale_gradients(self, optimizer: Any = None) -> None:
+        """Take the loss scale out of the gradients of an optimizer, once a step; None: of all."""
+        for one in self._gated if optimizer is None else [optimizer]:
+            bare = self._bare(one)
+            if self.scaler is not None and id(bare) not in self._unscaled:
+                self._unscaled.add(id(bare))
+                self.scaler.unscale_(bare)
 
     def optimizer_step(self, optimizer: Any) -> None:
         """Step the optimizer, through the loss scaler where there is one."""
+        bare = self._bare(optimizer)
         if self.scaler is None:
-            optimizer.step()
+            bare.step()
             return
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self._unscaled.discard(id(optimizer))
+        self.scaler.step(bare)
+        self._unscaled.discard(id(bare))
+        if not self._unscaled:  # else another optimizer's gradients would be taken for scaled ones
+            self.scaler.update()
+
+    def gate(self, thing: Any) -> Any:
+        """Return an optimizer or scheduler that acts where a group of batches ends; else itself."""
+        if isinstance(thing, torch.optim.Optimizer):
+            return self.gate_optimizer(thing)
+        if isinstance(thing, torch.optim.lr_scheduler.LRScheduler):
+            return GatedScheduler(thing, self)
+        return thing
+
+    def gate_optimizer(self, optimizer: Any) -> GatedOptimizer:
+        """Return an optimizer that acts where a group of batches ends, and under the scaler."""
+        if not any(known is optimizer for known in self._gated):
+            self._gated.append(optimizer)
+        return GatedOptimizer(optimizer, self)
+
+    @staticmethod
+    def _bare(optimizer: Any) -> Any:
+        return optimizer.bare if isinstance(optimizer, GatedOptimizer) else optimizer
 
     def gather(self, tensor: Any) -> Any:
         """Return the tensors of all processes along the first dimension; its own when alone."""
@@ -177,16 +245,19 @@ class Accelerator:
         return summed / world_size() if reduction == "mean" else summed
 
     def prepare(self, *things: Any) -> Any:
-        """Move modules and tensors to the device; other things pass as they are."""
-        moved = tuple(
-            thing.to(self.device)
-            if isinstance(thing, nn.Module)
-            else to_device(thing, self.device)
-            if isinstance(thing, torch.Tensor)
-            else thing
-            for thing in things
-        )
+        """Move modules and tensors to the device; batches of loaders as they are read.
+
+        Other things pass as they are.
+        """
+        moved = tuple(map(self._prepare, things))
         return moved[0] if len(moved) == 1 else moved
+
+    def _prepare(self, thing: Any) -> Any:
+        if isinstance(thing, DataLoader):
+            return BatchSource(thing, "the data", self.device)
+        if isinstance(thing, nn.Module):
+            return thing.to(self.device)
+        return to_device(thing, self.device) if isinstance(thing, torch.Tensor) else thing
 
     def unwrap_model(self, model: nn.Module) -> nn.Module:
         """Return the bare net behind DistributedDataParallel or ``torch.compile``."""
@@ -216,65 +287,5 @@ class Accelerator:
             print(*args, **kwargs)  # noqa: T201
 
 
-class GatedOptimizer(torch.optim.Optimizer):
-    """The user's optimizer for custom step runners under accumulation or a loss scaler.
-
-    They call ``step`` and ``zero_grad`` after every batch; those act only where a group of
-    batches ends, and ``step`` goes through the loss scaler. Everything else is the user's own.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
-        # no super().__init__: this holds no parameters of its own
-        self._optimizer = optimizer
-        self._accelerator = accelerator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_optimizer"], name)
-
-    @property
-    def param_groups(self) -> Any:  # type: ignore[override]
-        """The user's optimizer's own groups."""
-        return self._optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The user's optimizer's own state."""
-        return self._optimizer.state
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the user's optimizer's state dict."""
-        return self._optimizer.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load into the user's optimizer."""
-        self._optimizer.load_state_dict(state_dict)
-
-    def step(self, closure: Any = None) -> Any:
-        """Step where a group of batches ends; a closure has no place in such a group."""
-        del closure
-        if self._accelerator.sync_gradients:
-            self._accelerator.optimizer_step(self._optimizer)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients where a group of batches ends."""
-        if self._accelerator.sync_gradients:
-            self._optimizer.zero_grad(set_to_none=set_to_none)
-
-    def __repr__(self) -> str:
-        return repr(self._optimizer)
-
-
-class GatedScheduler:
-    """The user's scheduler for custom step runners: steps only where a group of batches ends."""
-
-    def __init__(self, scheduler: Any, accelerator: Accelerator) -> None:
-        self._scheduler = scheduler
-        self._accelerator = accelerator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_scheduler"], name)
-
-    def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step where a group of batches ends."""
-        if self._accelerator.sync_gradients:
-            self._scheduler.step(*args, **kwargs)
+def _as_list(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)

@@ -51,6 +51,7 @@ class Forward:
         self.label_range = LabelRange(loss_fn)
         self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
+        self._takes_whole = False  # the loss: all of an output with "logits"
         self._first_batch = ""  # what the first batch looked like, to name what changed
 
     def offer(self, host_batch: Any) -> None:
@@ -89,8 +90,27 @@ class Forward:
         args, kwargs, labels = self._unpacker.split(batch)
         output = self._run_net(args, kwargs)
         preds = to_full_precision(predictions_of(output))
-        loss = _own_loss(output) if self.loss_fn is None else self.loss_of(preds, labels)
+        if self.loss_fn is None:
+            loss = _own_loss(output)
+        elif isinstance(output, torch.Tensor) or preds is output:
+            loss = self.loss_of(preds, labels)
+        else:
+            loss = self._loss_of_whole(output, preds, labels)
         return StepOutput(loss, preds, labels)
+
+    def _loss_of_whole(self, output: Any, preds: Any, labels: Any) -> torch.Tensor:
+        """Return the loss of an output that holds the predictions, and maybe more for the loss."""
+        if not self._takes_whole:
+            try:
+                return self.loss_of(preds, labels)
+            except Exception as error:  # noqa: BLE001 - raised where the loss takes neither
+                try:
+                    loss = self.loss_of(output, labels)
+                except Exception:  # noqa: BLE001 - the first one tells of the predictions
+                    raise error from error.__cause__
+                self._takes_whole = True
+                return loss
+        return self.loss_of(output, labels)
 
     def predict(self, batch: Any, host_batch: Any) -> Any:
         """Return the net's predictions for a batch, which may have labels, in full precision.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hotloop.callbacks.progress import Progress
-from hotloop.data.adapt import BatchSource
+from hotloop.data.adapt import BatchSource, as_batches
 from hotloop.errors import IndexRangeError, LabelError, NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
@@ -76,17 +76,20 @@ class EpochRunner:
         self.metrics: torch.nn.Module = torch.nn.ModuleDict()
         self._source: BatchSource | None = None
 
-    def __call__(self, dataloader: BatchSource) -> dict[str, Any]:
+    def __call__(self, dataloader: Any) -> dict[str, Any]:
         """Run the epoch.
 
         Args:
-            dataloader: the batches, moved to the device as they are read.
+            dataloader: the batches, moved to the device as they are read; or a loader.
 
         Returns:
             Averages over samples of what the steps returned as losses, the last values of what
             they returned as metrics, and the metric objects' values over the epoch; names carry
             the stage before them.
         """
+        if not isinstance(dataloader, BatchSource):  # of who calls this without fit
+            device = self.accelerator.device
+            return EpochRunner.__call__(self, as_batches(dataloader, "the data", device, None))
         step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
         own_step = type(step_runner).__call__ is not StepRunner.__call__
         metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()

@@ -26,9 +26,12 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
     """
     for method in ("step", "zero_grad"):
         if not callable(getattr(optimizer, method, None)):
+            further = ""
+            if isinstance(optimizer, (list, tuple, dict)):
+                further = ", and further optimizers to your StepRunner as keyword arguments"
             raise OptimizerError(
                 f"optimizer is a {type(optimizer).__name__} without {method}(): pass for instance "
-                f"torch.optim.Adam(net.parameters(), lr=0.01)."
+                f"torch.optim.Adam(net.parameters(), lr=0.01){further}."
             )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise OptimizerError(
@@ -56,7 +59,8 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
         raise OptimizerError(
             f"{len(strange)} of the optimizer's {len(held)} parameters belong neither to the net "
             f"nor to the loss (the first has shape {tuple(strange[0].shape)}): build the "
-            f"optimizer from net.parameters()."
+            f"optimizer from net.parameters(), or pass the module that they are of as a keyword "
+            f"argument of KerasModel."
         )
 
 

@@ -20,7 +20,7 @@ from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import HalfUpdateError, NonFiniteError, RunInterrupted
-from hotloop.fitting.accelerator import Accelerator, GatedOptimizer, GatedScheduler
+from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.checks import (
     check_custom_step,
     check_monitor_is_known,
@@ -32,6 +32,7 @@ from hotloop.fitting.choose import Speedups
 from hotloop.fitting.diagnose import explain_device_assert
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.forward import Forward
+from hotloop.fitting.gates import GatedScheduler
 from hotloop.fitting.index_ranges import EmbeddingRange
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.loop import EpochOptions, EpochRunner
@@ -51,7 +52,16 @@ from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.fitting.resume.stops import ends_resumable, stays_for_the_user
 from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.step import StepOptions, StepRunner
-from hotloop.fitting.trainable import Trainable, add_values, call_hooks, is_users_own, place
+from hotloop.fitting.trainable import (
+    Trainable,
+    add_values,
+    call_hooks,
+    is_step_runner,
+    is_users_own,
+    place,
+    saver_of,
+    saves_its_own,
+)
 from hotloop.metrics.accumulate import to_host
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import TimeReport
@@ -89,7 +99,8 @@ class FitRun:
             self.monitor, model, self.val_source is not None, compute is not None
         )
         if is_main_process():
-            check_writable(settings.ckpt_path)
+            if not saves_its_own(model):
+                check_writable(settings.ckpt_path)
             if not settings.saving.saves:  # else the run takes the lock
                 refuse_where_locked(run_folder_of(settings.ckpt_path))
         self.accelerator = Accelerator(
@@ -110,7 +121,11 @@ class FitRun:
         self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
         self.stopping = EarlyStopping(settings.mode, settings.patience)
         self.best = BestWeights(
-            settings.ckpt_path, model.save_ckpt, model.load_ckpt, model.net, progress.message
+            settings.ckpt_path,
+            saver_of(model, self.accelerator),
+            model.load_ckpt,
+            model.net,
+            progress.message,
         )
         self.interrupt = Interrupt() if parallel is None else parallel.interrupt
         self.speedups = Speedups(settings, self.device)
@@ -349,12 +364,19 @@ class FitRun:
         if graph is not None:
             optimizer = self.model.optimizer if stage == "train" else None
             graph.start_epoch(self.model.net, self.model.loss_fn, optimizer)
+        own = not isinstance(epoch_runner, EpochRunner) or (
+            type(epoch_runner).__call__ is not EpochRunner.__call__
+        )
+        if own and stage == "train":
+            self.accelerator.start_stage(source.is_last)
         try:
             with (
                 torch.set_grad_enabled(stage == "train"),
                 self.speedups.in_stage(self.model.net, self.accelerator),
             ):
                 values = epoch_runner(source)
+            if own and stage == "train":
+                self._finish_open_group(runner)
         finally:
             if graph is not None:
                 graph.finish()
@@ -362,6 +384,19 @@ class FitRun:
         self._tell_skipped(source)
         values = {name: to_host(value) for name, value in values.items()}
         return values if self.parallel is None else self.parallel.same_for_all(values)
+
+    def _finish_open_group(self, runner: Any) -> None:
+        """Step on what a user's own epoch accumulated last, where its end was not known before."""
+        accelerator = self.accelerator
+        if accelerator.sync_gradients:
+            return
+        accelerator.count_batch(last=True)
+        if isinstance(runner, StepRunner) and not is_users_own(self.model):
+            runner.finish_batch()
+            return
+        optimizer = accelerator.gate_optimizer(self.model.optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
 
     def _micro_batches(self) -> MicroBatches | None:
         """Return what splits batches that do not fit; several processes must step alike."""
@@ -411,11 +446,13 @@ class FitRun:
         training = stage == "train"
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
-        standard = issubclass(model.StepRunner, StepRunner) and not is_users_own(model)
+        standard = is_step_runner(model.StepRunner) and not is_users_own(model)
         gated = settings.gradient_accumulation_steps > 1 or self.accelerator.scaler is not None
+        extra = model.kwargs
         if gated and not standard:
-            optimizer = GatedOptimizer(optimizer, self.accelerator)
+            optimizer = self.accelerator.gate_optimizer(optimizer)
             scheduler = scheduler and GatedScheduler(scheduler, self.accelerator)
+            extra = {name: self.accelerator.gate(value) for name, value in extra.items()}
         stage_arguments = (
             {"optimizer": optimizer, "lr_scheduler": scheduler if per_step else None}
             if training
@@ -428,7 +465,7 @@ class FitRun:
             stage=stage,
             metrics_dict=self.metrics[stage],
             **stage_arguments,
-            **model.kwargs,
+            **extra,
         )
         if isinstance(runner, StepRunner):
             self._share_embedding_range(stage, runner.compute_loss)

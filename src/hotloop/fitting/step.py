@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.errors import NonFiniteError
+from hotloop.errors import NonFiniteError, SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.diagnose import explain_non_finite, is_finite, is_out_of_memory
 from hotloop.fitting.direct_step import DirectStep
@@ -20,6 +20,7 @@ from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps, first_bad
+from hotloop.fitting.optimizers import current_lr
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
 from hotloop.metrics.accumulate import check_metrics, update_metrics
@@ -89,6 +90,12 @@ class StepRunner:
         self.metrics_dict = check_metrics(metrics_dict)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.accelerator = accelerator or Accelerator(torch.device("cpu"))
+        if not isinstance(self.accelerator, Accelerator):
+            raise SettingsError(
+                f"StepRunner works with a hotloop.Accelerator, and was given a "
+                f"{type(accelerator).__module__}.{type(accelerator).__name__}: pass "
+                f"hotloop.Accelerator(device), or leave it out for the CPU."
+            )
         self.kwargs = kwargs
         self.options = StepOptions()
         self.compute_loss = Forward(net, loss_fn)
@@ -98,6 +105,7 @@ class StepRunner:
         self._group_samples = self._first_samples = self._samples_before = 0
         self._watched: WatchedStep | None = None
         self.left_out = False  # whether the last step was
+        self._values = _StepValues(self)
         self.net.train(stage == "train")
 
     def __call__(self, batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,7 +116,8 @@ class StepRunner:
 
         Returns:
             ``(losses, metrics)``: values by name with the stage before it. Losses are averaged
-            over the epoch's samples; the metric objects keep their own state.
+            over the epoch's samples; the metric objects keep their own state, and their values
+            and "lr" can be read from ``metrics`` by name, though it lists none.
         """
         self.num_steps += 1
         options, clock = self.options, self.options.clock
@@ -150,7 +159,7 @@ class StepRunner:
         losses: dict[str, Any] = {f"{self.stage}_loss": loss}
         for name, value in (output.extra or {}).items():
             losses[f"{self.stage}_{name}"] = _detach(value)
-        return losses, {}
+        return losses, self._values
 
     @property
     def trains(self) -> bool:
@@ -430,6 +439,25 @@ class StepRunner:
             step=step - 1,
             epoch=epoch,
         )
+
+
+class _StepValues(dict[str, Any]):
+    """No value by itself; a metric's or the learning rate where a user's own runner reads it."""
+
+    def __init__(self, runner: StepRunner) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def __missing__(self, name: str) -> Any:
+        runner = self._runner
+        metric = name.removeprefix(f"{runner.stage}_")
+        if name == "lr" and runner.optimizer is not None:
+            return current_lr(runner.optimizer)
+        if metric == name or metric not in runner.metrics_dict:
+            raise KeyError(name)
+        runner.flush_metrics()
+        found: Any = runner.metrics_dict[metric]
+        return found.compute()
 
 
 def _detach(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -47,10 +48,42 @@ def place(model: Trainable, device: torch.device) -> None:
             model.kwargs[name] = value.to(device)
 
 
+def is_step_runner(runner: Any) -> bool:
+    """Tell whether step runners are hotloop's or derived from them; users may pass any callable."""
+    return isinstance(runner, type) and issubclass(runner, StepRunner)
+
+
+def saves_its_own(model: Trainable) -> bool:
+    """Tell whether ``save_ckpt`` is the user's own, which may write a folder."""
+    return type(model).save_ckpt.__module__ != "hotloop.model" or "save_ckpt" in vars(model)
+
+
+def saver_of(model: Trainable, accelerator: Any) -> Callable[[Any], None]:
+    """Return ``save_ckpt``, which is given the accelerator where it takes one, as torchkeras does.
+
+    Args:
+        model: whose weights are saved.
+        accelerator: of the run.
+    """
+
+    def save(path: Any) -> None:
+        keywords = {"accelerator": accelerator} if takes_accelerator(model.save_ckpt) else {}
+        model.save_ckpt(path, **keywords)
+
+    return save
+
+
+def takes_accelerator(function: Callable[..., Any]) -> bool:
+    """Tell whether a function takes a keyword argument of that name."""
+    parameters = inspect.signature(function).parameters
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return "accelerator" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
 def is_users_own(model: Trainable) -> bool:
     """Tell whether the step is the user's own code, of which nothing is known."""
     runner = model.StepRunner
-    if not issubclass(runner, StepRunner):
+    if not is_step_runner(runner):
         return True
     return runner.__call__ is not StepRunner.__call__ or runner.optimize is not StepRunner.optimize
 

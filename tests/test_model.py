@@ -24,6 +24,7 @@ from torchmetrics import AUROC, Accuracy, ConfusionMatrix, F1Score, MetricCollec
 
 import hotloop
 from hotloop import EpochRunner, KerasModel, StepRunner
+from hotloop.errors import OptimizerError
 
 
 def make_model(net=None, **options):
@@ -667,3 +668,91 @@ def test_public_names_of_the_peer_resolve():
     for name in ("KerasModel", "VLog", "summary", "flop_summary", "seed_everything", "printlog",
                  "colorful", "delete_object", "metrics", "kerascallbacks", "utils"):  # fmt: skip
         assert getattr(hotloop, name) is not None
+
+
+def accuracy_of(net, inputs, labels):
+    with torch.no_grad():
+        return float((net(inputs).argmax(dim=1) == labels).float().mean())
+
+
+@pytest.mark.parametrize("metric", [Accuracy(task="multiclass", num_classes=2), None])
+def test_the_default_mode_is_what_the_metric_says(small, capsys, metric):
+    """The best weights are those of the highest accuracy, with a plain metric of the lowest."""
+
+    class Plain(nn.Module):
+        """Accuracy of one that says nothing of what is better."""
+
+        def __init__(self):
+            super().__init__()
+            self.right, self.all = 0.0, 0
+
+        def update(self, preds, labels):
+            self.right += float((preds.argmax(dim=1) == labels).sum())
+            self.all += len(labels)
+
+        def compute(self):
+            return self.right / self.all
+
+        def reset(self):
+            self.right, self.all = 0.0, 0
+
+    torch.manual_seed(0)
+    net = make_mlp()
+    metrics = {"acc": metric or Plain()}
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    model = KerasModel(net, nn.CrossEntropyLoss(), metrics, optimizer)
+    history = model.fit(loader(small), loader(small), epochs=6, monitor="val_acc", plot=False)
+    said = capsys.readouterr().out
+    scores = history["val_acc"]
+    assert scores.max() > scores.min()
+    assert model.mode == ("max" if metric else "min")
+    assert accuracy_of(net, *small) == pytest.approx(scores.max() if metric else scores.min())
+    assert ("val_acc is better when it is higher: mode='max'" in said) == (metric is not None)
+
+
+def test_a_mode_of_ones_own_counts_and_is_doubted(small, capsys):
+    net = make_mlp()
+    metrics = {"acc": Accuracy(task="multiclass", num_classes=2)}
+    model = KerasModel(net, nn.CrossEntropyLoss(), metrics, torch.optim.Adam(net.parameters()))
+    options = {"epochs": 2, "plot": False}
+    model.fit(loader(small), loader(small), monitor="val_acc", mode="min", **options)
+    assert model.mode == "min"
+    assert "lowest val_acc, which is better when it is higher: pass mode='max'" in (
+        capsys.readouterr().out
+    )
+    model.fit(loader(small), loader(small), monitor="train_loss", mode="max", **options)
+    assert "highest train_loss, which is better when it is lower" in capsys.readouterr().out
+    model.fit(loader(small), loader(small), monitor="val_acc", mode="max", **options)
+    assert "which is better" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("make", "interval", "said"), [
+    (lambda o: torch.optim.lr_scheduler.StepLR(o, 2), "step",
+     "StepLR is made for 2 steps and stepped 12 times, with every batch. Pass scheduler_int"),
+    (lambda o: torch.optim.lr_scheduler.StepLR(o, 2), "epoch", None),
+    (lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12), "step", None),
+    (lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 12), "epoch",
+     "CosineAnnealingLR is made for 12 steps and stepped 3 times, once an epoch"),
+    (lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=12), "step", None),
+])  # fmt: skip
+def test_a_scheduler_of_another_length_is_told_of(small, capsys, make, interval, said):
+    net = make_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    model = make_model(net, optimizer=optimizer, lr_scheduler=make(optimizer))
+    model.fit(loader(small, batch_size=50), epochs=3, plot=False, scheduler_interval=interval)
+    out = capsys.readouterr().out
+    assert ("lr_scheduler:" in out) == (said is not None)
+    assert (said or "") in out
+
+
+def test_a_cycle_that_is_over_says_how_long_it_must_be(small, capsys):
+    net = make_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=6)
+    model = make_model(net, optimizer=optimizer, lr_scheduler=scheduler)
+    with pytest.raises(OptimizerError, match=r"OneCycleLR is over after 6 steps, .*epochs \* len"):
+        model.fit(loader(small, batch_size=50), epochs=2, plot=False)
+    assert len(model.history["epoch"]) == 2  # the first is finished
+    assert "made for 6 steps and stepped 8 times, and then raises. Give it total_steps=8" in (
+        capsys.readouterr().out
+    )

@@ -24,7 +24,7 @@ from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
 from hotloop.fitting.resume.settings import ResumeSettings
 from hotloop.fitting.run import FitRun
-from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.settings import DEFAULT_MODE, DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
 from hotloop.fitting.trainable import call_hooks, place
@@ -131,7 +131,7 @@ class KerasModel(nn.Module):
         ckpt_path: str | os.PathLike[str] = "checkpoint",
         patience: int = 5,
         monitor: str = DEFAULT_MONITOR,
-        mode: str = "min",
+        mode: str = DEFAULT_MODE,
         callbacks: Sequence[Any] | None = None,
         plot: bool = True,
         wandb: bool | str = False,
@@ -173,7 +173,8 @@ class KerasModel(nn.Module):
             patience: stop after this many epochs in a row without a better score.
             monitor: the column of the history that is the score. Without ``val_data`` the
                 default becomes "train_loss".
-            mode: "min" or "max": which scores are better.
+            mode: "min" or "max": which scores are better. The default, "min", becomes "max" for a
+                metric object that says so (torchmetrics' ``higher_is_better``).
             callbacks: objects with any of ``on_fit_start``, ``on_train_epoch_end``,
                 ``on_validation_epoch_end``, ``on_fit_end``, each called with ``model=``.
             plot: draw the monitored metric while training: live in a notebook, as history.png
@@ -285,12 +286,12 @@ class KerasModel(nn.Module):
         self.accelerator, self._clock = run.accelerator, run.clock
         self.history, self.skipped_steps, self.skipped_samples = {}, [], []
         # what callbacks may read, under torchkeras' names
-        self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
+        self.epochs, self.monitor, self.mode = epochs, run.monitor, run.mode
         self.ckpt_path, self.patience = ckpt_path, patience
         hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
-        progress.start_fit(epochs=epochs, monitor=run.monitor, mode=mode)
+        progress.start_fit(epochs=epochs, monitor=run.monitor, mode=run.mode)
         progress.message(f"training on {choice}")
         try:
             call_hooks(hooks, "on_fit_start", self)

@@ -15,7 +15,7 @@ from hotloop.data.workers import usable_cores
 from hotloop.doctor.findings import Diagnosis, Mistake
 from hotloop.doctor.reading import Reading
 from hotloop.doctor.watch import HOTLOOP, StepFacts
-from hotloop.fitting.optimizers import follows_score
+from hotloop.fitting.optimizers import wrong_interval
 from hotloop.fitting.settings import FitSettings
 from hotloop.metrics.accumulate import named_metrics
 
@@ -152,39 +152,9 @@ def mistakes_of_settings(
     model: Any, settings: FitSettings, num_batches: int | None
 ) -> list[Mistake]:
     """Return a scheduler whose length is counted in steps but stepped by epochs, or vice versa."""
-    scheduler = model.lr_scheduler
-    if scheduler is None or follows_score(scheduler) or not num_batches:
-        return []
-    length = next(
-        (
-            getattr(scheduler, name)
-            for name in ("total_steps", "T_max", "total_iters", "step_size")
-            if isinstance(getattr(scheduler, name, None), int)
-        ),
-        None,
-    )
-    if length is None:
-        return []
-    steps = num_batches * settings.epochs // settings.gradient_accumulation_steps
-    name = type(scheduler).__name__
-    if settings.scheduler_interval == "step" and num_batches > 1 and length <= settings.epochs:
-        return [
-            Mistake(
-                "scheduler_interval",
-                f"{name} is made for {length} steps and stepped {steps:,} times, with every batch",
-                "Pass scheduler_interval='epoch'.",
-            )
-        ]
-    if settings.scheduler_interval == "epoch" and length > 2 * settings.epochs:
-        return [
-            Mistake(
-                "scheduler_interval",
-                f"{name} is made for {length:,} steps and stepped {settings.epochs} times, once "
-                f"an epoch",
-                "Pass scheduler_interval='step'.",
-            )
-        ]
-    return []
+    arguments = (settings.epochs, num_batches, settings.gradient_accumulation_steps)
+    found = wrong_interval(model.lr_scheduler, settings.scheduler_interval, *arguments)
+    return [] if found is None else [Mistake("scheduler_interval", *found)]
 
 
 def _mistakes_in_sources(model: Any, known: set[str]) -> list[Mistake]:
@@ -192,7 +162,8 @@ def _mistakes_in_sources(model: Any, known: set[str]) -> list[Mistake]:
     found = []
     runner = model.StepRunner
     own_runner = runner.__call__  # steps the scheduler itself: fit leaves that to it
-    for function in (type(model).step, own_runner, runner.optimize, type(model.net).forward):
+    optimize = getattr(runner, "optimize", None)
+    for function in (type(model).step, own_runner, optimize, type(model.net).forward):
         for word, line in _calls(function):
             if word == "scheduler" and function is own_runner:
                 continue

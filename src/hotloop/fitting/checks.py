@@ -7,7 +7,7 @@ from typing import Any
 from hotloop.distributed.processes import world_size
 from hotloop.errors import MonitorError, SettingsError
 from hotloop.fitting.loop import EpochRunner
-from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
+from hotloop.fitting.settings import Default, FitSettings
 from hotloop.fitting.trainable import Trainable, is_users_own
 from hotloop.metrics.accumulate import metric_names
 
@@ -20,11 +20,38 @@ def choose_monitor(monitor: str, has_validation: bool) -> str:
     """
     if has_validation or not monitor.startswith("val_"):
         return str(monitor)
-    if isinstance(monitor, type(DEFAULT_MONITOR)):
+    if isinstance(monitor, Default):
         return "train_loss"
     raise MonitorError(
         f"monitor='{monitor}' needs validation data and val_data is None: pass val_data, or "
         f"monitor='train_{monitor.removeprefix('val_')}'."
+    )
+
+
+def choose_mode(mode: str, monitor: str, metrics: Any) -> tuple[str, str]:
+    """Return which scores are better, and a line to say where that is not what was passed.
+
+    A metric object may know it (torchmetrics' ``higher_is_better``). The default follows that; a
+    mode of the user's own counts.
+
+    Args:
+        mode: "min" or "max".
+        monitor: the column that is the score.
+        metrics: named metric objects.
+    """
+    name = monitor.removeprefix("train_").removeprefix("val_")
+    metric = metrics[name] if name in metrics else None  # noqa: SIM401 - a ModuleDict has no get
+    is_higher = False if name == "loss" else getattr(metric, "higher_is_better", None)
+    known = None if is_higher is None else "max" if is_higher else "min"
+    if known in (None, mode):
+        return str(mode), ""
+    which = "higher" if is_higher else "lower"
+    if isinstance(mode, Default):
+        return str(known), f"{monitor} is better when it is {which}: mode={known!r}"
+    kept = "lowest" if mode == "min" else "highest"
+    return mode, (
+        f"mode={mode!r} keeps the weights with the {kept} {monitor}, which is better when it is "
+        f"{which}: pass mode={known!r} if that was not meant"
     )
 
 

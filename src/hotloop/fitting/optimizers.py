@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from hotloop.errors import OptimizerError
 
@@ -134,3 +135,61 @@ def is_dense(tensor: torch.Tensor) -> bool:
 def follows_score(lr_scheduler: Any) -> bool:
     """Tell whether a scheduler takes the monitored score (``ReduceLROnPlateau``)."""
     return isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+
+
+def step_scheduler(scheduler: Any) -> None:
+    """Step a scheduler after an update.
+
+    Raises:
+        OptimizerError: it was made for fewer steps.
+    """
+    try:
+        scheduler.step()
+    except ValueError as error:
+        if "Tried to step" not in str(error):
+            raise
+        raise OptimizerError(
+            f"{type(scheduler).__name__} is over after {scheduler.total_steps:,} steps, and the "
+            f"training goes on: give it total_steps=epochs * len(train_data), or fewer epochs to "
+            f"fit."
+        ) from error
+
+
+def wrong_interval(
+    scheduler: Any, interval: str, epochs: int, num_batches: int | None, accumulated: int = 1
+) -> tuple[str, str] | None:
+    """Tell of a scheduler whose length is counted in epochs and stepped by batches, or vice versa.
+
+    Args:
+        scheduler: of torch; None for none.
+        interval: "step" or "epoch".
+        epochs: of the fit.
+        num_batches: an epoch; None when unknown.
+        accumulated: batches that make one step.
+
+    Returns:
+        What is wrong, and how to mend it; None where nothing is known to be.
+    """
+    if scheduler is None or follows_score(scheduler) or not num_batches:
+        return None
+    length = next(
+        (
+            getattr(scheduler, name)
+            for name in ("total_steps", "T_max", "total_iters", "step_size")
+            if isinstance(getattr(scheduler, name, None), int)
+        ),
+        None,
+    )
+    if length is None:
+        return None
+    steps, name = num_batches * epochs // accumulated, type(scheduler).__name__
+    if interval == "step" and num_batches > 1 and length <= epochs:
+        text = f"{name} is made for {length} steps and stepped {steps:,} times, with every batch"
+        return text, "Pass scheduler_interval='epoch'."
+    if interval == "step" and isinstance(scheduler, OneCycleLR) and length < steps:
+        text = f"{name} is made for {length:,} steps and stepped {steps:,} times, and then raises"
+        return text, f"Give it total_steps={steps}."
+    if interval == "epoch" and length > 2 * epochs:
+        text = f"{name} is made for {length:,} steps and stepped {epochs} times, once an epoch"
+        return text, "Pass scheduler_interval='step'."
+    return None

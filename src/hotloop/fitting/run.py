@@ -24,6 +24,7 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.checks import (
     check_custom_step,
     check_monitor_is_known,
+    choose_mode,
     choose_monitor,
     refuse_several_processes,
     score_of,
@@ -44,6 +45,8 @@ from hotloop.fitting.optimizers import (
     current_lr,
     follows_score,
     move_optimizer_state,
+    step_scheduler,
+    wrong_interval,
 )
 from hotloop.fitting.parallel import Parallel
 from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
@@ -119,7 +122,10 @@ class FitRun:
                 self.val_source = parallel.shard(self.val_source)
             parallel.check_metrics(model.metrics_dict)
         self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
-        self.stopping = EarlyStopping(settings.mode, settings.patience)
+        self.mode, said = choose_mode(settings.mode, self.monitor, model.metrics_dict)
+        if said:
+            progress.message(said)
+        self.stopping = EarlyStopping(self.mode, settings.patience)
         self.best = BestWeights(
             settings.ckpt_path,
             saver_of(model, self.accelerator),
@@ -138,11 +144,27 @@ class FitRun:
         refuse_several_processes(settings)
         self.clock = self.make_clock()
         self.batch_shape: StepShape | None = None
+        if not is_users_own(model):
+            self._tell_of_scheduler()
         if not settings.exact:
             num_batches = self.train_source.num_batches
             said = self.speedups.choose(model, compute, num_batches, parallel is not None)
             if said:
                 progress.message(said)
+
+    def _tell_of_scheduler(self) -> None:
+        """Say of a scheduler that was made for another number of steps."""
+        settings = self.settings
+        found = wrong_interval(
+            self.model.lr_scheduler,
+            settings.scheduler_interval,
+            settings.epochs,
+            self.train_source.num_batches,
+            settings.gradient_accumulation_steps,
+        )
+        if found is not None:
+            text, mend = found
+            self.progress.message(f"lr_scheduler: {text}. {mend}")
 
     def make_clock(self) -> StepClock:
         """Return what times the run."""
@@ -532,7 +554,7 @@ class FitRun:
         if follows_score(scheduler):
             scheduler.step(row[self.monitor])
         elif scheduler is not None and self.settings.scheduler_interval == "epoch":
-            scheduler.step()
+            step_scheduler(scheduler)
 
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))

@@ -18,13 +18,14 @@ PRECISIONS = ("no", "bf16", "fp16")
 _NO_SETTINGS = {"plot", "wandb", "quiet", "devices"}
 
 
-class _DefaultMonitor(str):
-    """The default of ``monitor``: known from a user's own "val_loss" by its type."""
+class Default(str):
+    """An argument's default: known from the same text of a user's own by its type."""
 
     __slots__ = ()
 
 
-DEFAULT_MONITOR = _DefaultMonitor("val_loss")
+DEFAULT_MONITOR = Default("val_loss")
+DEFAULT_MODE = Default("min")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class FitSettings:
     ckpt_path: str | os.PathLike[str] = "checkpoint"
     patience: int = 5
     monitor: str = DEFAULT_MONITOR
-    mode: str = "min"
+    mode: str = DEFAULT_MODE
     mixed_precision: str = "no"
     cpu: bool = False
     gradient_accumulation_steps: int = 1

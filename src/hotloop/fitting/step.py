@@ -20,7 +20,7 @@ from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps, first_bad
-from hotloop.fitting.optimizers import current_lr
+from hotloop.fitting.optimizers import current_lr, step_scheduler
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
 from hotloop.metrics.accumulate import check_metrics, update_metrics
@@ -402,7 +402,7 @@ class StepRunner:
     def step_scheduler(self) -> None:
         """Step the scheduler, if it goes with the optimizer."""
         if self.lr_scheduler is not None and self.options.scheduler_per_step:
-            self.lr_scheduler.step()
+            step_scheduler(self.lr_scheduler)
 
     def read_loss(self, loss: Any, batch: Any) -> torch.Tensor | float:
         """Return a CPU loss as a number, where reading it waits for nothing; else the tensor.

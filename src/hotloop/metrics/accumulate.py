@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from hotloop.errors import MetricError
+from hotloop.metrics.functions import FunctionMetric
 from hotloop.nested import describe
 from hotloop.placement import explain_device_error
 
@@ -123,7 +126,7 @@ def check_metrics(metrics: Any) -> nn.ModuleDict:
     Args:
         metrics: None, a mapping of names to metrics, or a torchmetrics ``MetricCollection``.
             A metric is an ``nn.Module`` with ``compute`` and ``reset`` that is called with
-            ``(predictions, labels)``.
+            ``(predictions, labels)``, or a function of all predictions and labels of an epoch.
 
     Raises:
         MetricError: not such a mapping, or a metric lacks a method; the message names it.
@@ -137,7 +140,11 @@ def check_metrics(metrics: Any) -> nn.ModuleDict:
             f"metrics_dict is a {type(metrics).__name__}: pass a dict of names to metrics, for "
             f"instance {{'acc': Accuracy(task='multiclass', num_classes=10)}}."
         )
-    for name, metric in metrics.items():
+    found = {
+        name: FunctionMetric(metric) if _is_function(metric) else metric
+        for name, metric in metrics.items()
+    }
+    for name, metric in found.items():
         lacking = [m for m in ("compute", "reset") if not callable(getattr(metric, m, None))]
         if isinstance(metric, type):
             raise MetricError(
@@ -145,12 +152,17 @@ def check_metrics(metrics: Any) -> nn.ModuleDict:
                 f"write {metric.__name__}(...)."
             )
         if lacking or not isinstance(metric, nn.Module):
-            found = f"has no {' and no '.join(lacking)}" if lacking else "is no nn.Module"
+            what = f"has no {' and no '.join(lacking)}" if lacking else "is no nn.Module"
             raise MetricError(
-                f"metric '{name}' ({type(metric).__name__}) {found}: a metric is an nn.Module "
-                f"with forward(preds, labels), compute() and reset(), as torchmetrics' are."
+                f"metric '{name}' ({type(metric).__name__}) {what}: a metric is an nn.Module "
+                f"with forward(preds, labels), compute() and reset(), as torchmetrics' are, or a "
+                f"function of all predictions and labels of an epoch."
             )
-    return nn.ModuleDict(dict(metrics.items()))
+    return nn.ModuleDict(found)
+
+
+def _is_function(metric: Any) -> bool:
+    return inspect.isroutine(metric) or isinstance(metric, functools.partial)
 
 
 def update_metrics(metrics: nn.Module, preds: Any, labels: Any) -> None:

@@ -26,6 +26,7 @@ class BinaryCounts(nn.Module):
     """
 
     concatenable = True
+    higher_is_better = True
     tp: torch.Tensor
     fp: torch.Tensor
     tn: torch.Tensor

@@ -34,6 +34,7 @@ class _Ranking(nn.Module):
     """
 
     concatenable = True
+    higher_is_better = True
     positives: torch.Tensor
     negatives: torch.Tensor
 

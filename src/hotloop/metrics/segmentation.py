@@ -26,6 +26,7 @@ class IOU(nn.Module):
     """
 
     concatenable = True
+    higher_is_better = True
     mat: torch.Tensor
 
     def __init__(self, num_classes: int, if_print: bool = False) -> None:

@@ -752,7 +752,34 @@ def test_a_cycle_that_is_over_says_how_long_it_must_be(small, capsys):
     model = make_model(net, optimizer=optimizer, lr_scheduler=scheduler)
     with pytest.raises(OptimizerError, match=r"OneCycleLR is over after 6 steps, .*epochs \* len"):
         model.fit(loader(small, batch_size=50), epochs=2, plot=False)
-    assert len(model.history["epoch"]) == 2  # the first is finished
+    assert len(model.history["epoch"]) == 1
     assert "made for 6 steps and stepped 8 times, and then raises. Give it total_steps=8" in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"resume": True}])
+def test_lazy_layers_take_their_shapes_from_the_first_batch(small, options):
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(2))
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters(), 0.05))
+    history = fit(model, loader(small), loader(small), epochs=4, **options)
+    assert history["val_loss"].iloc[-1] < history["val_loss"].iloc[0]
+
+
+def test_the_history_of_a_fit_that_failed_has_whole_rows(small):
+    class Breaks(nn.CrossEntropyLoss):
+        num_calls = 0
+
+        def forward(self, preds, labels):
+            self.num_calls += 1
+            if self.num_calls == 13:  # of four batches each way: the first of the second validation
+                raise LookupError("broken")
+            return super().forward(preds, labels)
+
+    net = make_mlp()
+    model = KerasModel(net, Breaks(), None, torch.optim.Adam(net.parameters()))
+    data = DataLoader(TensorDataset(*small), 50)
+    with pytest.raises(LookupError, match="broken"):
+        fit(model, data, data, epochs=3, exact=True)
+    assert model.history["epoch"] == [1]
+    assert {len(column) for column in model.history.values()} == {1}

@@ -298,9 +298,10 @@ class KerasModel(nn.Module):
             run.run(hooks)
             call_hooks(hooks, "on_fit_end", self)
         finally:
+            self._leave_whole_rows(run)
             progress.end_fit(self.history)
         self.best_score, self.best_epoch = run.stopping.best, run.stopping.best_epoch
-        return self._history_frame(run)
+        return history_frame(self.history)
 
     def fit_ddp(self, num_processes: int, *args: Any, **kwargs: Any) -> pd.DataFrame:
         """Train in several processes, as torchkeras names it: ``fit(..., devices=num_processes)``.
@@ -490,16 +491,14 @@ class KerasModel(nn.Module):
         progress.end_fit({})
         return values
 
-    def _history_frame(self, run: FitRun) -> pd.DataFrame:
-        # the unfinished epoch of a Ctrl-C has a train row and no score: it is no row of history
-        num_rows = run.stopping.epoch
+    def _leave_whole_rows(self, run: FitRun) -> None:
+        """Cut the epoch that was not finished out of the history: it may have no score."""
+        num_rows = max(run.num_rows, run.stopping.epoch)
         nan = float("nan")
-        columns = {
+        self.history = {
             name: column[:num_rows] + [nan] * (num_rows - len(column))
             for name, column in self.history.items()
         }
-        self.history = columns
-        return history_frame(columns)
 
 
 def history_frame(history: dict[str, list[Any]]) -> pd.DataFrame:

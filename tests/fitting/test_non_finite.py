@@ -216,3 +216,28 @@ def test_every_rate_is_scaled():
     assert {name: optimizer.param_groups[0][name] for name in before} == {
         name: value / 2 for name, value in before.items()
     }
+
+
+class Masked(nn.Module):
+    """A net with a mask of minus infinities, as those of attention are, among its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        mask = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])
+        self.mask = nn.Parameter(mask, requires_grad=False)
+
+    def forward(self, inputs):
+        weights = self.mask.softmax(dim=1)
+        return self.layer(inputs) @ weights
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}])
+def test_infinities_that_are_not_trained_are_no_matter(small, options):
+    net = Masked()
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+    loader = DataLoader(TensorDataset(*small), batch_size=20)
+    history = model.fit(loader, loader, epochs=2, plot=False, quiet=True, **options)
+    assert len(history) == 2
+    if options:
+        assert RunFolder(Path("checkpoint.run")).latest(pytest.fail).step == 20

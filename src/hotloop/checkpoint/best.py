@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -47,6 +50,7 @@ class BestWeights:
         self._save, self._load = save, load
         self._net, self._say = net, say
         self.held: dict[str, Any] | None = None
+        self._written: IO[bytes] | None = None  # the file as this run wrote it
 
     def keep(self) -> None:
         """Write the current weights as the best; where that fails, hold them in memory.
@@ -70,6 +74,7 @@ class BestWeights:
             self.in_file = False
         else:
             self.hold(None)
+            self._note_written()
         self.saved = True
 
     def hold(self, weights: dict[str, Any] | None) -> None:
@@ -96,6 +101,7 @@ class BestWeights:
                 self._say(f"the best weights are in the net, and in no file: {error}")
         else:
             self.hold(None)
+            self._note_written()
         return True
 
     def restore_after(self, error: BaseException) -> bool:
@@ -110,7 +116,53 @@ class BestWeights:
             error.add_note(str(failed))
             return False
 
+    def _note_written(self) -> None:
+        """Hold the file open, which keeps what was written though another takes its name."""
+        self.close()
+        if os.name == "posix" and self.path.is_file():
+            with contextlib.suppress(OSError):  # then its name is all there is to go by
+                self._written = self.path.open("rb")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._written is not None:
+            self._written.close()
+            self._written = None
+
+    def _was_replaced(self) -> bool:
+        if self._written is None:
+            return False
+        written = os.fstat(self._written.fileno())
+        try:
+            now = self.path.stat()
+            if (now.st_dev, now.st_ino) == (written.st_dev, written.st_ino):
+                return False
+            with self.path.open("rb") as file:  # it may have been put back by this run
+                return now.st_size != written.st_size or not _are_equal(file, self._written)
+        except OSError:
+            return False  # which loading tells
+
+    def _load_own(self) -> None:
+        """Load what this run wrote, where the file of that name is another's by now."""
+        written = self._written
+        if written is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            own = Path(folder) / self.path.name
+            written.seek(0)
+            with own.open("wb") as file:
+                shutil.copyfileobj(written, file, 1 << 20)
+            self._load(own)
+        if self._say is not None:
+            self._say(
+                f"'{self.path}' was written by somebody else since; the net has the best weights "
+                f"of this run, which are in no file: give each run a ckpt_path of its own"
+            )
+
     def _load_file(self) -> None:
+        if self._was_replaced():
+            self._load_own()
+            return
         try:
             self._load(self.path)
         except CheckpointError as error:
@@ -119,3 +171,14 @@ class BestWeights:
                 f"({str(error).rstrip('.')}): the same fit again puts them back where it has "
                 f"resume=True, whose folder holds a copy; else save_ckpt saves what the net has."
             ) from error
+
+
+def _are_equal(first: IO[bytes], second: IO[bytes]) -> bool:
+    for file in (first, second):
+        file.seek(0)
+    while True:
+        part = first.read(1 << 20)
+        if part != second.read(1 << 20):
+            return False
+        if not part:
+            return True

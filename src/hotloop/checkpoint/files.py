@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hotloop.errors import CheckpointError
 
@@ -39,7 +39,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         )
         with os.fdopen(descriptor, "wb") as file:
             _lock(file)  # until it is closed, or its process ends
-            write(file)
+            _write_watched(file, write)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600 files; others could read
@@ -55,6 +55,35 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+class _Watched:
+    """A file that remembers what its first failed write raised."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except BaseException as error:
+            self.error = self.error or error
+            raise
+
+
+def _write_watched(file: IO[bytes], write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` write, and raise what ended that: torch.save puts an error of its own there."""
+    watched: Any = _Watched(file)
+    try:
+        write(watched)
+    except RuntimeError as error:
+        if watched.error is not None:
+            raise watched.error from error
+        raise
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -149,7 +149,7 @@ def explain_non_finite(loss: float, net: nn.Module, batch: Any, step: int, epoch
                 f"in {bad} of its samples: clean the data or drop those samples."
             )
     for name, parameter in net.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             return (
                 f"{head}, and the parameter '{name}' holds NaN or infinite values: lower the "
                 f"learning rate or pass clip_grad_norm=1.0."

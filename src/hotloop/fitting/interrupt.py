@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -97,9 +98,14 @@ class Interrupt:
                 self.before_stop()
             raise KeyboardInterrupt
 
+    def note_raised(self) -> None:
+        """Take a ``KeyboardInterrupt`` that no signal of this object raised as a request."""
+        self.requested, self.received = True, self.received or "KeyboardInterrupt"
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a loader worker, forked with this handler
+            _handle_in_child(number, frame)
+            return
         now = self._at_once or (self._waiting_for_data and not self._stopping)
         again = self.requested and number == signal.SIGINT
         self.received = self.received or signal.Signals(number).name
@@ -131,6 +137,17 @@ class Interrupt:
         died, self._child_died = self._child_died, None
         if died is not None and self._child_handler is not None:
             self._child_handler(*died)
+
+
+def _handle_in_child(number: int, frame: FrameType | None) -> None:
+    """Do in a process that was forked with the handler what it would do without."""
+    target = getattr(multiprocessing.current_process(), "_target", None)
+    if getattr(target, "__module__", "").startswith("torch.utils.data."):
+        return  # a loader worker: the batch is read to its end
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _let_torch_handle_children() -> None:

@@ -15,7 +15,7 @@ from hotloop.errors import IndexRangeError, LabelError, NonFiniteError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
 from hotloop.fitting.interrupt import Interrupt
-from hotloop.fitting.non_finite import FiniteWatch, first_bad
+from hotloop.fitting.non_finite import FiniteWatch, first_bad_trained
 from hotloop.fitting.readback import Readback
 from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.step import StepRunner
@@ -289,7 +289,7 @@ class EpochRunner:
         standard = isinstance(self.step_runner, StepRunner)
         if self.stage != "train" or not standard or self.accelerator.device.type == "meta":
             return
-        name = first_bad(self.net.named_parameters())
+        name = first_bad_trained(self.net.named_parameters())
         if name is not None:
             step, epoch = dataloader.place.num_batches, self.options.epoch
             raise NonFiniteError(

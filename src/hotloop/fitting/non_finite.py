@@ -24,6 +24,17 @@ def first_bad_gradient(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return first_bad((name, p.grad) for name, p in named if p.grad is not None)
 
 
+def first_bad_trained(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first parameter with NaN or infinite values that is trained.
+
+    One that is not may hold infinities on purpose, as a mask of attention does.
+
+    Args:
+        named: ``net.named_parameters()``.
+    """
+    return first_bad((name, p) for name, p in named if p.requires_grad)
+
+
 def first_bad(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """Return the name of the first tensor with NaN or infinite values, None for none.
 

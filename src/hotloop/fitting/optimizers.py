@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -123,6 +124,8 @@ def runs_own_code(optimizer: Any) -> bool:
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor's elements lie without gaps, each once, in whatever order."""
+    if is_lazy(tensor):  # it has no elements yet
+        return False
     pairs = [(n, s) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
     expected = 1
     for count, stride in sorted(pairs, key=lambda pair: pair[1]):

@@ -143,6 +143,7 @@ class FitRun:
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
+        self.num_rows = 0  # of the history that are whole
         self.batch_shape: StepShape | None = None
         if not is_users_own(model):
             self._tell_of_scheduler()
@@ -202,6 +203,8 @@ class FitRun:
             if explained is None:
                 raise
             raise explained from error
+        finally:
+            self.best.close()
 
     def _run(self, callbacks: Sequence[Any]) -> None:
         epochs = self.settings.epochs
@@ -281,6 +284,9 @@ class FitRun:
                     else:
                         break
             except KeyboardInterrupt:
+                if keeper is not None and not self.interrupt.requested:  # code of the user's
+                    self.interrupt.note_raised()
+                    keeper.save_where_it_stands()
                 self.progress.message(self._say_interrupted())
 
     def _train_epochs(self, epochs: int, callbacks: Sequence[Any]) -> None:
@@ -332,6 +338,7 @@ class FitRun:
             values = self._validate(self.val_source, epoch)
             add_values(history, values)
             row.update(values)
+        self.num_rows = len(history["epoch"])
         if self.keeper is not None:
             self.keeper.begin_epoch_end()
         # before the callbacks: what they raise must not lose the epoch's weights

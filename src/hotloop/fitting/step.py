@@ -19,7 +19,7 @@ from hotloop.fitting.graph.gradients import add_to_grad
 from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
-from hotloop.fitting.non_finite import SkippedSteps, first_bad
+from hotloop.fitting.non_finite import SkippedSteps, first_bad_trained
 from hotloop.fitting.optimizers import current_lr, step_scheduler
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
@@ -427,7 +427,8 @@ class StepRunner:
         Weights that are bad by now became so in the update before, whose step is the one to name.
         """
         step, epoch = self.num_steps, self.options.epoch
-        name = first_bad(self.net.named_parameters()) if step > 1 and is_finite(batch) else None
+        looks = step > 1 and is_finite(batch)
+        name = first_bad_trained(self.net.named_parameters()) if looks else None
         if name is None:
             text = explain_non_finite(loss, self.net, batch, step, epoch)
             return NonFiniteError(text, step=step, epoch=epoch)

@@ -81,3 +81,37 @@ def test_a_second_fit_of_this_process_is_refused(tmp_path: Path):
         RunLock(tmp_path)
     lock.release()
     RunLock(tmp_path).release()
+
+
+def test_a_lock_that_was_dropped_by_reading_its_file_is_taken_again(tmp_path: Path):
+    lock = RunLock(tmp_path)
+    lock.path.open().close()  # as a copy of the folder does
+    lock.hold()
+    source = str(Path(__file__).parents[3] / "src")
+    program = "import sys; from pathlib import Path; from hotloop.checkpoint.run import RunLock; "
+    program += "RunLock(Path(sys.argv[1])).release()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": source}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "RunInUseError" in found.stderr
+    lock.release()
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_a_folder_that_another_run_took_in_the_meantime_is_left_to_it(
+    tmp_path: Path, still_there: bool
+):
+    lock = RunLock(tmp_path)
+    lock.path.open().close()
+    process = hold(tmp_path)
+    try:
+        if not still_there:
+            process.kill()
+            process.wait()
+        with pytest.raises(RunInUseError, match=f"taken over by process {process.pid} "):
+            lock.hold()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        lock.release()

@@ -62,6 +62,25 @@ class RunLock:
         self._write_owner()
         _held.add(self.path)
 
+    def hold(self) -> None:
+        """Take the lock again, before something is written under it.
+
+        The system drops it where this process reads its file elsewhere, to copy the folder say.
+
+        Raises:
+            RunInUseError: another process has taken it since.
+        """
+        if self._file is None:
+            return
+        pid = _read(self._file).get("pid", os.getpid())
+        if not self._lock() or pid != os.getpid():
+            folder, owner = self.path.parent, _owner_in(self._file)
+            raise RunInUseError(
+                f"the run folder '{folder}' was taken over by {owner}, since this process gave its "
+                f"lock up by reading '{self.path.name}': leave that file out of copies of the "
+                f"folder; nothing was written over."
+            )
+
     def release(self) -> None:
         """Let others have the folder."""
         _held.discard(self.path)

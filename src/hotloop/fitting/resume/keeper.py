@@ -108,10 +108,12 @@ class RunKeeper:
 
     def close(self) -> None:
         """Wait for what is being written, and let others have the folder."""
-        self._writer.close(self.run.best)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        lock, self._lock = self._lock, None
+        try:
+            self._writer.close(self.run.best)
+        finally:
+            if lock is not None:  # not before the last file is written, whatever ends the wait
+                self._writer.then(lock.release)
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, with everything written."""
@@ -119,7 +121,8 @@ class RunKeeper:
         return self.folder.latest(self._say)
 
     def say_what_is_saved(self) -> str:
-        """Return a clause on what is there to go on from."""
+        """Return a clause on what is there to go on from, once it is written."""
+        self._writer.wait()
         path, saved = self.folder.path, self._writer.saved_step
         if saved == self.step:
             return f"the run is saved in '{path}'"
@@ -267,10 +270,13 @@ class RunKeeper:
             states = self.run.train_source.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
-        parameters = {_NET + name: name for name, _ in self.run.model.net.named_parameters()}
+        named = self.run.model.net.named_parameters()
+        parameters = {_NET + name: name for name, p in named if p.requires_grad}
         state = {**captured, "training": training, "best_held": self.run.best.held}
         data, tensors = to_host(state)
         self._due = False
+        if self._lock is not None:
+            self._lock.hold()
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
         self._writer.start(self.step, data, tensors, arrival_of(self.run.device), parameters)

@@ -46,4 +46,5 @@ def ends_resumable(interrupt: Interrupt, ckpt_path: str | os.PathLike[str]) -> I
 
 def stays_for_the_user(received: str) -> bool:
     """Tell whether the process goes on after a signal: a notebook or console after Ctrl-C."""
-    return received == "SIGINT" and (in_notebook() or hasattr(sys, "ps1"))
+    by_hand = received in ("SIGINT", "KeyboardInterrupt")
+    return by_hand and (in_notebook() or hasattr(sys, "ps1"))

@@ -94,6 +94,10 @@ class RunWriter:
         self._thread.wait()
         self.look()
 
+    def then(self, job: Callable[[], None]) -> None:
+        """Run ``job`` once nothing is being written: now, or in the thread that writes."""
+        self._thread.then(job)
+
     def look(self) -> None:
         """Tell a failure once until it works again, and set when to try again."""
         if not self.failed or self.busy:

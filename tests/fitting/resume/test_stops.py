@@ -81,4 +81,3 @@ def test_an_interrupt_that_a_users_code_raises_ends_a_saved_run_as_resumable(tmp
     assert found.returncode == 75, found.stderr
     assert "stopped by KeyboardInterrupt: 1 finished epochs" in found.stdout
     assert "was last saved after step 10" in found.stdout
-    assert "go on with fit(..., resume=True)" in found.stderr

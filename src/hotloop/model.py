@@ -95,6 +95,7 @@ class KerasModel(nn.Module):
         self.history: dict[str, list[Any]] = {}
         self.best_score: float | None = None  # of the last fit
         self.best_epoch = 0
+        self.stop_training = False  # for callbacks
         self.accelerator: Accelerator | None = None
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
@@ -176,7 +177,8 @@ class KerasModel(nn.Module):
             mode: "min" or "max": which scores are better. The default, "min", becomes "max" for a
                 metric object that says so (torchmetrics' ``higher_is_better``).
             callbacks: objects with any of ``on_fit_start``, ``on_train_epoch_end``,
-                ``on_validation_epoch_end``, ``on_fit_end``, each called with ``model=``.
+                ``on_validation_epoch_end``, ``on_fit_end``, each called with ``model=``. One
+                that sets ``model.stop_training = True`` ends the fit after its epoch.
             plot: draw the monitored metric while training: live in a notebook, as history.png
                 in a script.
             wandb: log to Weights & Biases; a string names the project.
@@ -288,6 +290,7 @@ class KerasModel(nn.Module):
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, run.mode
         self.ckpt_path, self.patience = ckpt_path, patience
+        self.stop_training = False
         hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]

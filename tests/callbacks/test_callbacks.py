@@ -120,3 +120,16 @@ def test_vlog_for_a_loop_of_ones_own(capsys):
     assert frame["epoch"].tolist() == [1, 2, 3]
     assert capsys.readouterr().out.count("best so far") == 3
     assert Path("log.png").exists()
+
+
+def test_a_callback_ends_the_fit_after_its_epoch(small, capsys):
+    class Stops:
+        def on_train_epoch_end(self, model):
+            model.stop_training = len(model.history["epoch"]) == 2
+
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    for _ in range(2):  # it is asked anew in each fit
+        history = model.fit([small], [small], epochs=5, plot=False, cpu=True, callbacks=[Stops()])
+        assert len(history) == 2
+        assert history["val_loss"].notna().all()
+    assert "stopped: a callback set model.stop_training" in capsys.readouterr().out

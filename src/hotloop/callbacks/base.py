@@ -19,6 +19,7 @@ class TrainedModel(Protocol):
         mode: "min" or "max".
         ckpt_path: the file with the best weights.
         accelerator: the surroundings of a step (device, processes, saving).
+        stop_training: set it to True to end the fit after this epoch.
         run_id: of the run in Weights & Biases, where its callback has opened one.
     """
 
@@ -29,6 +30,7 @@ class TrainedModel(Protocol):
     mode: str
     ckpt_path: Any
     accelerator: Any
+    stop_training: bool
     run_id: str
 
 

@@ -18,6 +18,7 @@ from hotloop.data.augment import make_transform
 from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
+from hotloop.distributed.group import from_main_process
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import HalfUpdateError, NonFiniteError, RunInterrupted
 from hotloop.fitting.accelerator import Accelerator
@@ -298,6 +299,8 @@ class FitRun:
                 break
             self._run_epoch(epoch, callbacks)
             self.interrupt.check()
+            if self._is_told_to_stop():
+                break
         if keeper is not None:
             keeper.finish()
 
@@ -323,6 +326,15 @@ class FitRun:
             f"early stopping: {self.monitor} did not improve in {self.settings.patience} epochs"
         )
         return True
+
+    def _is_told_to_stop(self) -> bool:
+        """Tell whether a callback has set ``model.stop_training``, in the main process."""
+        told = bool(self.model.stop_training)
+        if self.parallel is not None:
+            told = bool(from_main_process(told, self.device))
+        if told:
+            self.progress.message("stopped: a callback set model.stop_training")
+        return told
 
     def _run_epoch(self, epoch: int, callbacks: Sequence[Any]) -> None:
         model, history = self.model, self.model.history

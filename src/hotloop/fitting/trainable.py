@@ -26,6 +26,7 @@ class Trainable(Protocol):
     skipped_steps: list[tuple[int, int, str]]
     skipped_samples: list[tuple[Any, str]]
     accelerator: Any
+    stop_training: bool
     measured_peak: MeasuredPeak | None
     StepRunner: type[Any]
     EpochRunner: type[Any]

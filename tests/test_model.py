@@ -783,3 +783,20 @@ def test_the_history_of_a_fit_that_failed_has_whole_rows(small):
         fit(model, data, data, epochs=3, exact=True)
     assert model.history["epoch"] == [1]
     assert {len(column) for column in model.history.values()} == {1}
+
+
+def test_what_a_net_keeps_from_predict_can_be_trained_with(small):
+    class Caches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.table = nn.Linear(4, 2), None
+
+        def forward(self, inputs):
+            if self.table is None:
+                self.table = torch.linspace(0.5, 1.5, 2)
+            return self.layer(inputs) * self.table
+
+    net = Caches()
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
+    assert not model.predict(small[0]).requires_grad
+    assert len(fit(model, loader(small))) == 2

@@ -371,7 +371,8 @@ class KerasModel(nn.Module):
         forward.watch_embeddings(accelerator.device)
         self.net.eval()
         outputs = Outputs()
-        with torch.inference_mode(), accelerator.autocast():
+        # not inference_mode: a tensor that the net makes here and keeps could not be trained with
+        with torch.no_grad(), accelerator.autocast():
             for host_batch, batch in source.iterate_with_host():
                 outputs.add(forward.predict(batch, host_batch))
         return outputs.joined()

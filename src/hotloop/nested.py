@@ -92,6 +92,11 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
     return map_leaves(tree, move)
 
 
+def clone_tensors(tree: Any) -> Any:
+    """Return a tree with copies of its tensors, in the same layout of memory."""
+    return map_leaves(tree, lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf)
+
+
 def count_samples(batch: Any) -> int:
     """Return the number of samples of a batch: the first dimension of its last tensor.
 

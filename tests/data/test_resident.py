@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -24,6 +25,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from hotloop import KerasModel
 from hotloop.data.random_state import RandomStates
 from hotloop.data.resident import Declined, ResidentSource
 from hotloop.errors import DataError
@@ -528,3 +530,40 @@ def test_integers_are_looked_at_in_the_form_of_the_batch():
     found = source._indices_to_check()
     assert found["image"] is None
     assert found["pair"][1].limits() == (0, 6)
+
+
+def test_a_second_fit_over_workers_that_would_live_on():
+    """The plain loader's workers draw their seed once; those of a resident one are never born."""
+    seen = {}
+    for exact in (True, False):
+        torch.manual_seed(0)
+        train, val = (
+            DataLoader(
+                TensorDataset(torch.arange(8.0)[:, None], torch.zeros(8, 1)), 8, shuffle=True,
+                num_workers=1, persistent_workers=True,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        batches = []
+        net = nn.Linear(1, 1)
+        net.register_forward_pre_hook(
+            lambda _, args, batches=batches: batches.append(args[0].clone())
+        )
+        model = KerasModel(net, nn.MSELoss(), None, torch.optim.SGD(net.parameters(), 0.0))
+        for _ in range(2):
+            model.fit(train, val, epochs=2, cpu=True, plot=False, quiet=True, exact=exact)
+        seen[exact] = batches
+    assert all(map(torch.equal, seen[True], seen[False]))
+
+
+def test_data_that_gradients_reach_stays_on_its_loader():
+    inputs = torch.randn(8, 2, requires_grad=True)
+    with pytest.raises(Declined, match="tensors require gradients"):
+        ResidentSource(make_loader(TensorDataset(inputs, torch.zeros(8))), "train_data", CPU, 3)
+
+    class Rows(Images):
+        def __getitem__(self, index):
+            return inputs[index % 8], 0
+
+    with pytest.raises(Declined, match="samples require gradients"):
+        ResidentSource(make_loader(Rows()), "train_data", CPU, 3)

@@ -286,3 +286,21 @@ def test_devices_and_processors_that_it_serves(monkeypatch):
     for machine, serves in (("x86_64", torch.backends.mkldnn.is_available()), ("arm64", False)):
         monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
         assert BiasGradients.serves(torch.device("cpu")) is serves
+
+
+def test_beside_a_reentrant_checkpoint_all_is_torchs(taken):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.rest = make(), nn.Conv2d(16, 4, 3, stride=4)
+
+        def forward(self, images):
+            return checkpoint(self.rest, self.conv(images).relu(), use_reentrant=True).mean()
+
+    net, images = Net(), make_images()
+    twin = copy.deepcopy(net)
+    run_backward(net(images), BiasGradients(net))
+    twin(images).backward()
+    assert taken == []
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    default_collate,
+)
 
 from hotloop.data.feed import Feed
 from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
@@ -72,6 +78,13 @@ class BatchSource:
         own = getattr(type(self.batches), "__iter__", None)
         return own not in (list.__iter__, tuple.__iter__)
 
+    @property
+    def batches_stay(self) -> bool:
+        """Whether each batch has memory of its own, into which nobody writes later."""
+        loader: Any = self.batches
+        own = type(loader) is DataLoader and loader.batch_size is not None
+        return own and loader.collate_fn is default_collate
+
     def __iter__(self) -> Iterator[Any]:
         """Yield ``num_batches`` batches on the device, or all of them where it is unknown."""
         for _, batch in self.iterate_with_host():
@@ -134,15 +147,23 @@ class BatchSource:
         if can_guard(self.batches):
             return place.open_guarded(self._guard())
         iterator = place.open_plain(self.batches)
-        if self.num_batches is None or type(self.batches) is DataLoader:
+        if self.num_batches is None or isinstance(self.batches, DataLoader):
             return iterator
-        return itertools.islice(iterator, self.num_batches - place.num_batches)
+        limited = itertools.islice(iterator, self.num_batches - place.num_batches)
+        # ``size`` may be less than there is
+        return limited if hasattr(self.batches, "size") else _to_its_end(limited, iterator)
 
     def _guard(self) -> GuardedLoader:
         place = self.place
         if place.resumed is not None:
             forget(self.batches)  # workers that live have gone on
         return guarded(self.batches, self.role, place.skip_bad, place.watched)
+
+
+def _to_its_end(limited: Iterator[Any], iterator: Iterator[Any]) -> Iterator[Any]:
+    """Yield the batches, and let their iterator do what it does after the last one."""
+    yield from limited
+    next(iterator, None)
 
 
 def as_batches(

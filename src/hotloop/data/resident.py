@@ -173,6 +173,11 @@ class ResidentSource(BatchSource):
         return self.given_up is not None
 
     @property
+    def batches_stay(self) -> bool:
+        """Whether each batch has memory of its own, into which nobody writes later."""
+        return self.given_up is None or super().batches_stay
+
+    @property
     def on_accelerator(self) -> bool:
         """Whether the data takes memory of an accelerator."""
         return any(column.codes.device.type != "cpu" for column in self._columns)
@@ -372,6 +377,8 @@ class ResidentSource(BatchSource):
         leaves = [leaf for _, leaf in iterate_leaves(batch)]
         if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise Declined("its samples hold other things than numbers and tensors")
+        if any(leaf.requires_grad for leaf in leaves):
+            raise Declined("its samples require gradients")
         if not self._columns:
             self._template = map_leaves(batch, lambda _: None)
             # what default_collate makes of tuples of tensors

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ from hotloop.data.guarded import has_live_workers
 from hotloop.data.random_state import RandomStates
 from hotloop.data.shuffling import Shuffles
 
+# loaders whose workers would live on, had they been started and not replayed
+_with_workers: weakref.WeakSet[Any] = weakref.WeakSet()
 _AT_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -47,7 +50,7 @@ class IndexBatches:
 
     def __init__(self, loader: DataLoader[Any], ahead: bool = False) -> None:
         self.loader = loader
-        self.workers_live = has_live_workers(loader)
+        self.workers_live = has_live_workers(loader) or loader in _with_workers
         self._shuffles = Shuffles(ahead)
 
     def epoch(self) -> Iterator[list[int]]:
@@ -95,6 +98,8 @@ class IndexBatches:
         if not self.workers_live:  # persistent workers keep the base seed they were born with
             torch.empty((), dtype=torch.int64).random_(generator=self.loader.generator)
         self.workers_live = bool(self.loader.persistent_workers)
+        if self.workers_live:
+            _with_workers.add(self.loader)
 
 
 def _as_rows(indices: list[int]) -> torch.Tensor:

@@ -115,6 +115,8 @@ def _note(part: Any) -> Any:
     if type(part) is Subset:
         return _copy_of(part.indices)
     tensors = getattr(part, "tensors", ())
+    if any(tensor.requires_grad for tensor in tensors):
+        raise ValueError("its tensors require gradients, which reach them through the loader alone")
     if any(tensor.is_inference() for tensor in tensors):
         raise ValueError(
             "its tensors were made in inference mode, where no change of them is noted"

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.modules._functions import BackwardHookFunction
 
 _MIN_VALUES = 1 << 20  # of a result: fewer take less time than what is saved
 _MIN_CHANNELS = 16  # fewer are cheap in oneDNN, and dear in a product
@@ -83,7 +85,10 @@ class TakenBiases:
                 taken_leaves.add(leaf)
         leaves = [node for node in nodes if _is_leaf(node) and node not in taken_leaves]
         self.inputs = tuple(leaf.variable for leaf in leaves)
-        self.found = bool(self._taken and leaves)
+        # a function written in Python may run a pass of its own (a reentrant checkpoint), whose
+        # leaves are not among these
+        in_python = any(map(_is_users_function, nodes))
+        self.found = bool(self._taken and leaves and not in_python)
         self._sums: list[torch.Tensor | None] = [None] * len(self._taken)
         self._handles: list[Any] = []
 
@@ -143,6 +148,12 @@ def _walk(root: Any) -> tuple[list[Any], dict[Any, int]]:
         if len(nodes) > _MAX_NODES:
             return [], {}
     return nodes, num_uses
+
+
+def _is_users_function(node: Any) -> bool:
+    """Tell whether a node is a function written in Python, but for that of modules' hooks."""
+    made_by = getattr(node, "_forward_cls", None)
+    return isinstance(node, BackwardCFunction) and made_by is not BackwardHookFunction
 
 
 def _is_leaf(node: Any) -> bool:

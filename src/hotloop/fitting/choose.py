@@ -19,7 +19,7 @@ from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.narrow_inputs import NarrowInputs
-from hotloop.fitting.optimizers import runs_own_code
+from hotloop.fitting.optimizers import has_users_function, runs_own_code
 from hotloop.fitting.precision import Float32Mode
 from hotloop.fitting.settings import FitSettings
 from hotloop.fitting.speedups import ChannelsLast, FusedOptimizer
@@ -159,10 +159,9 @@ class Speedups:
         common = self._graph_settings(model, train_source, say)
 
         def check_every_step() -> bool:
-            scheduler = type(model.lr_scheduler).__module__  # a callback may replace it
-            is_torchs = scheduler.startswith(("torch.", "builtins"))
-            own = transform is not None or not is_torchs or runs_own_code(model.optimizer)
-            return own or common.check_every_step()
+            # a callback may replace them
+            own = has_users_function(model.lr_scheduler) or runs_own_code(model.optimizer)
+            return own or transform is not None or common.check_every_step()
 
         self.graph = GraphedStep(
             model.net,
@@ -193,7 +192,7 @@ class Speedups:
     ) -> GraphSettings:
         settings, num_batches = self.settings, source.num_batches
         # else code of the user's runs between steps, and may hold what they return
-        standard = _has_plain_runners(model)
+        standard = _has_plain_runners(model) and not _has_own_metrics(model)
         has_metrics = bool(len(check_metrics(model.metrics_dict)))
         lets_go = self.join_metrics or not has_metrics  # other metrics may keep all predictions
         held = max(MAX_HELD_LOSSES, MAX_HELD_BATCHES)
@@ -247,3 +246,9 @@ class Speedups:
 def _has_plain_runners(model: Trainable) -> bool:
     """Tell whether no runner of the user's own runs inside a stage."""
     return model.EpochRunner is EpochRunner and model.StepRunner is StepRunner
+
+
+def _has_own_metrics(model: Trainable) -> bool:
+    known = ("torchmetrics.", "hotloop.", "torch.")
+    parts = check_metrics(model.metrics_dict).modules()
+    return not all(type(part).__module__.startswith(known) for part in parts)

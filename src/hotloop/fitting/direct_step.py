@@ -8,7 +8,7 @@ import torch
 
 from hotloop.fitting.device_rate import DeviceRate
 from hotloop.fitting.fused_kernels import ADAM_KERNELS, adam_kernel, update_adam, update_sgd
-from hotloop.fitting.optimizers import steps_plainly
+from hotloop.fitting.optimizers import steps_plainly, unfused_where_refused
 
 
 class DirectStep:
@@ -31,7 +31,7 @@ class DirectStep:
     def step(self) -> None:
         """Do what ``optimizer.step()`` does."""
         if not self._supported or not self._is_plain():
-            self.optimizer.step()
+            self._step_usually()
             return
         if not self._groups and self._has_state():
             self._look_up()
@@ -42,7 +42,7 @@ class DirectStep:
             if found is not None:
                 gradients.append(found)
         if len(gradients) != len(groups):
-            self.optimizer.step()
+            self._step_usually()
             self._look_up()
             return
         with torch.no_grad():
@@ -50,6 +50,10 @@ class DirectStep:
                 if grads:
                     held.update(group, grads)
         self.optimizer._opt_called = True  # what a scheduler looks for
+
+    def _step_usually(self) -> None:
+        with unfused_where_refused(self.optimizer):
+            self.optimizer.step()
 
     def _is_plain(self) -> bool:
         settings = self.optimizer.__dict__

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from hotloop.data.random_state import RandomStates
 
 
 class DrawsOutOfOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -24,12 +26,14 @@ class DrawsOutOfOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         dim: tensors of so many dimensions are looked at.
 
     Attributes:
-        found: whether there was one.
+        found: whether there was one, or numbers come from another generator than torch's global
+            one.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dim, self.found = dim, False
+        self._generators: list[tuple[torch.Generator, torch.Tensor]] = []  # and their first states
         self._eager = contextlib.ExitStack()
 
     def __enter__(self) -> DrawsOutOfOrder:
@@ -40,15 +44,22 @@ class DrawsOutOfOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Look no longer."""
+        """Look no longer, and put generators of the user's back."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._eager.close()
+        for generator, state in self._generators:
+            generator.set_state(state)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operator and look at what it draws for."""
         del types
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, torch.Generator):
+                self.found = True
+                if not any(known is value for known, _ in self._generators):
+                    self._generators.append((value, value.get_state()))
         result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
             results = result if isinstance(result, (list, tuple)) else (result,)
@@ -95,11 +106,12 @@ def draw_as_before(net: nn.Module) -> None:
 def layout_works(
     net: nn.Module, run: Callable[[nn.Module], torch.Tensor], device: torch.device, dim: int
 ) -> bool:
-    """Try a forward and backward pass on a copy of a net; random states are kept.
+    """Try a forward and backward pass on a copy of a net; random states are kept, and gradients.
 
     Args:
         net: is not changed.
-        run: computes the loss of the copy on a batch in the layout, to which it may convert both.
+        run: computes the loss of the copy on a batch in the layout, to which it may convert both;
+            neither batch nor loss are those that training goes on with.
         device: of the net.
         dim: dimensions of the tensors whose layout it is.
 
@@ -108,11 +120,40 @@ def layout_works(
     """
     devices = [] if device.type == "cpu" else [device]
     draws = DrawsOutOfOrder(dim)
+    states = RandomStates.read()
     try:
         twin = copy.deepcopy(net).train()
         # a run that goes on may begin with a validation
         with torch.random.fork_rng(devices=devices), torch.enable_grad(), draws:
-            run(twin).backward()  # type: ignore[no-untyped-call]
+            loss = run(twin)
+            with _gradients_kept(loss, set(twin.parameters())):
+                loss.backward()  # type: ignore[no-untyped-call]
     except Exception:  # noqa: BLE001 - whatever it is, the net cannot be run so
         return False
+    finally:
+        states.restore()
     return not draws.found
+
+
+@contextlib.contextmanager
+def _gradients_kept(loss: torch.Tensor, own: set[nn.Parameter]) -> Iterator[None]:
+    """Leave the gradients of all parameters but those of a copy as they are.
+
+    A loss that is a function may reach others, which training goes on with.
+    """
+    seen, waiting = set(), [loss.grad_fn]
+    kept = []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+        leaf: Any = getattr(node, "variable", None)
+        if leaf is not None and leaf not in own:
+            kept.append((leaf, None if leaf.grad is None else leaf.grad.clone()))
+    try:
+        yield
+    finally:
+        for leaf, grad in kept:
+            leaf.grad = grad

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hotloop.fitting.draws import layout_works
+from hotloop.nested import clone_tensors
 
 _MIN_ROWS = 20_000
 _MAX_COLUMNS = 32
@@ -131,7 +132,11 @@ class NarrowInputs:
         }
         parts = [held[i].columns if i in held else part for i, part in enumerate(batch)]
         columns = type(batch)(parts)
-        works = layout_works(self.net, lambda net: run(net, columns), torch.device("cpu"), dim=2)
+
+        def run_columns(net: nn.Module) -> torch.Tensor:
+            return run(net, clone_tensors(columns))
+
+        works = layout_works(self.net, run_columns, torch.device("cpu"), dim=2)
         self._given_up, self._held = not works, held if works else {}
 
     def _from_copies(self, batch: Any) -> Any:

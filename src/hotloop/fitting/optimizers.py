@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -120,6 +121,47 @@ def runs_own_code(optimizer: Any) -> bool:
     if not type(optimizer).__module__.startswith("torch.optim."):
         return True
     return "zero_grad" in optimizer.__dict__ or not steps_plainly(optimizer)
+
+
+@contextlib.contextmanager
+def unfused_where_refused(optimizer: Any) -> Iterator[None]:
+    """Step those groups without the fused kernel, inside the block, whose gradients it refuses.
+
+    That are sparse gradients, and in SGD a parameter's first gradient after others had theirs.
+    """
+    groups = [
+        group
+        for group in getattr(optimizer, "param_groups", ())
+        if group.get("fused") and _is_refused(optimizer, group)
+    ]
+    for group in groups:
+        group["fused"] = False
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["fused"] = True
+
+
+def _is_refused(optimizer: Any, group: dict[str, Any]) -> bool:
+    params = [p for p in group["params"] if p.grad is not None]
+    if any(p.grad.is_sparse for p in params):
+        return True
+    if type(optimizer) is not torch.optim.SGD or not group["momentum"]:
+        return False
+    has = [optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in params]
+    return any(has) and not all(has)
+
+
+def has_users_function(lr_scheduler: Any) -> bool:
+    """Tell whether a scheduler calls a function of the user's: one of their own, or a lambda."""
+    parts = getattr(lr_scheduler, "_schedulers", None)
+    if parts is not None and type(lr_scheduler).__module__.startswith("torch."):
+        return any(map(has_users_function, parts))
+    if not type(lr_scheduler).__module__.startswith(("torch.", "builtins")):
+        return True
+    called = getattr(lr_scheduler, "_scale_fn_custom", None)  # of CyclicLR
+    return called is not None or hasattr(lr_scheduler, "lr_lambdas")
 
 
 def is_dense(tensor: torch.Tensor) -> bool:

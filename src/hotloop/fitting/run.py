@@ -485,6 +485,7 @@ class FitRun:
     def _make_step_runner(self, stage: str, epoch: int) -> Any:
         model, settings, speedups = self.model, self.settings, self.speedups
         training = stage == "train"
+        source = self.train_source if training else self.val_source
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
         standard = is_step_runner(model.StepRunner) and not is_users_own(model)
@@ -518,6 +519,7 @@ class FitRun:
                 layout=speedups.layout,
                 narrow_inputs=speedups.narrow_inputs if training else None,
                 join_metrics=speedups.join_metrics,
+                batches_stay=source is not None and source.batches_stay,
                 transform=self.transform,
                 direct=training and standard and not settings.exact,
                 graph=speedups.graph_of(stage),

@@ -10,6 +10,7 @@ from torch import nn
 
 from hotloop.fitting.draws import draw_as_before, draw_in_order, layout_works
 from hotloop.fitting.optimizers import is_dense
+from hotloop.nested import clone_tensors
 
 # exact types: a subclass may do anything in its own step
 FUSED_OPTIMIZERS = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
@@ -132,7 +133,7 @@ class ChannelsLast:
             twin: Any = net
             twin = twin.to(memory_format=torch.channels_last)
             draw_in_order(twin)
-            return run(twin, to_channels_last(batch))
+            return run(twin, to_channels_last(clone_tensors(batch)))
 
         device = next(self.net.parameters()).device
         return layout_works(self.net, run_channels_last, device, dim=4)

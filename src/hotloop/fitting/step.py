@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps, first_bad_trained
-from hotloop.fitting.optimizers import current_lr, step_scheduler
+from hotloop.fitting.optimizers import current_lr, step_scheduler, unfused_where_refused
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
 from hotloop.metrics.accumulate import check_metrics, update_metrics
@@ -41,6 +42,7 @@ class StepOptions:
         narrow_inputs: the memory layout of full batches of few columns; None leaves it alone.
         join_metrics: metrics may see several batches joined; who reads them calls
             ``flush_metrics`` before.
+        batches_stay: nobody writes into a batch that was handed out.
         transform: changes training batches on the device, before the net sees them.
         direct: the fused optimizer's kernel may be called without its Python layers.
         graph: runs the stage's steps as one graph where it can.
@@ -58,6 +60,7 @@ class StepOptions:
     layout: ChannelsLast | None = None
     narrow_inputs: NarrowInputs | None = None
     join_metrics: bool = False
+    batches_stay: bool = False
     transform: Callable[[Any], Any] | None = None
     direct: bool = False
     graph: GraphedStep | None = None
@@ -151,7 +154,7 @@ class StepRunner:
             preds = _detach(output.preds)
             with torch.no_grad():
                 if options.join_metrics:
-                    self._updates.add(preds, output.labels)
+                    self._updates.add(preds, output.labels, options.batches_stay)
                 else:
                     update_metrics(self.metrics_dict, preds, output.labels)
         if clock.detailed:
@@ -253,9 +256,10 @@ class StepRunner:
             self._updates.flush()
 
     def _try_loss(self, net: nn.Module, batch: Any) -> torch.Tensor:
-        """Return the loss of another net, for trials that change nothing."""
+        """Return the loss of another net, for trials that change nothing, the loss neither."""
+        loss_fn = copy.deepcopy(self.loss_fn)
         with self.accelerator.autocast():
-            loss: torch.Tensor = Forward(net, self.loss_fn)(batch).loss
+            loss: torch.Tensor = Forward(net, loss_fn)(batch).loss
             return loss
 
     def optimize(self, loss: torch.Tensor, num_samples: int) -> None:
@@ -364,7 +368,8 @@ class StepRunner:
 
     def clear_gradients(self) -> None:
         """Drop the gradients; for torch's own optimizers without their profiling wrapper."""
-        if type(self.optimizer) not in FUSED_OPTIMIZERS:
+        own = "zero_grad" in vars(self.optimizer)  # put there by the user
+        if own or type(self.optimizer) not in FUSED_OPTIMIZERS:
             self.optimizer.zero_grad()
             return
         for group in self.optimizer.param_groups:
@@ -397,7 +402,8 @@ class StepRunner:
         if self._direct is not None:
             self._direct.step()
         else:
-            self.accelerator.optimizer_step(self.optimizer)
+            with unfused_where_refused(self.optimizer):
+                self.accelerator.optimizer_step(self.optimizer)
 
     def step_scheduler(self) -> None:
         """Step the scheduler, if it goes with the optimizer."""

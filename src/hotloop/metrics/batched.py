@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ _CONFUSION = tuple(
     for task in ("Binary", "Multiclass", "Multilabel")
     for name in ("ConfusionMatrix", "JaccardIndex")
 )
+# which take predictions for logits where one of an update lies outside of [0, 1]
+_OF_LOGITS_OR_PROBABILITIES = ("Binary", "Multilabel")
 MAX_HELD_BATCHES = 64
 _MAX_VALUES = 1 << 20
 
@@ -59,6 +62,12 @@ class BatchedUpdates:
         self._versions: list[tuple[int, int]] = []
         self._num_values = 0
         self._seen_one = False
+        found = [metric for _, metric in named_metrics(metrics)]
+        doubtful = [m for m in found if type(m).__name__.startswith(_OF_LOGITS_OR_PROBABILITIES)]
+        self._is_doubtful = any(map(_is_torchmetrics, doubtful))
+        self._to_probabilities = _normalizer() if len(doubtful) == len(found) else None
+        if any(getattr(metric, "ignore_index", None) is not None for metric in doubtful):
+            self._to_probabilities = None  # they look at what is not ignored
 
     @staticmethod
     def serves(metrics: Any) -> bool:
@@ -66,8 +75,23 @@ class BatchedUpdates:
         found = [metric for _, metric in named_metrics(metrics)]
         return bool(found) and all(can_be_joined(metric) for metric in found)
 
-    def add(self, preds: Any, labels: Any) -> None:
-        """Take one batch; both are kept by reference until the next flush, and no longer."""
+    def add(self, preds: Any, labels: Any, stay: bool = True) -> None:
+        """Take one batch; both are kept by reference until the next flush, and no longer.
+
+        Args:
+            preds: the net's predictions.
+            labels: of the batch.
+            stay: nobody writes into the batch's memory; else it is copied.
+        """
+        if self._is_doubtful and isinstance(preds, torch.Tensor) and preds.is_floating_point():
+            probabilities = self._probabilities_of(preds)
+            if probabilities is None:
+                self.flush()
+                update_metrics(self.metrics, preds, labels)
+                return
+            preds = probabilities
+        if not stay:
+            preds, labels = _copied(preds), _copied(labels)
         usual = (
             self._preds and _is_like(preds, self._preds[0]) and _is_like(labels, self._labels[0])
         )
@@ -81,6 +105,15 @@ class BatchedUpdates:
         self._num_values += preds.numel()
         if len(self._preds) >= MAX_HELD_BATCHES or self._num_values >= _MAX_VALUES:
             self.flush()
+
+    def _probabilities_of(self, preds: torch.Tensor) -> torch.Tensor | None:
+        """Return what the metrics make of a batch alone; None where joined they make another."""
+        if self._to_probabilities is None:
+            return None
+        found: torch.Tensor = self._to_probabilities(preds, "sigmoid")
+        if found.device.type == "cpu" and not bool(((found >= 0) & (found <= 1)).all()):
+            return None  # a NaN, for which there the whole update is taken for logits
+        return found
 
     def _accepts(self, preds: Any, labels: Any) -> bool:
         """Tell whether a batch may be held back, with those that are held or after them.
@@ -107,8 +140,17 @@ class BatchedUpdates:
         update_metrics(self.metrics, preds, labels)
 
 
-def _copied(preds: Any) -> Any:
-    return preds.clone() if isinstance(preds, torch.Tensor) else preds
+def _normalizer() -> Callable[..., torch.Tensor] | None:
+    compute: Any = sys.modules.get("torchmetrics.utilities.compute")
+    return getattr(compute, "normalize_logits_if_needed", None)
+
+
+def _is_torchmetrics(metric: Any) -> bool:
+    return type(metric).__module__.startswith("torchmetrics.")
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _is_like(value: Any, first: torch.Tensor) -> bool:

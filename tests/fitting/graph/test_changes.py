@@ -282,3 +282,45 @@ def test_why_a_graph_would_not_pay(monkeypatch):
         worth.judge(-1e6)
     with pytest.raises(DeclinedError, match="a graph takes"):
         worth.judge(-1e6)
+
+
+def test_a_function_of_a_scheduler_and_a_metric_that_change_the_net(loader, engines):
+    """Their code runs between steps, though the scheduler is torch's."""
+    nets = []
+
+    def rate(step):
+        if nets:
+            nets[-1].tau *= 1.01
+        return 1.0
+
+    class Meddles(nn.Module):
+        def update(self, preds, labels):
+            nets[-1].tau *= 1.01
+
+        def compute(self):
+            return 0.0
+
+        def reset(self):
+            return None
+
+    for kind in ("scheduler", "metric"):
+        runs = []
+        for compile_it in (False, True):
+            torch.manual_seed(0)
+            net = Net()
+            optimizer = adam(net.parameters())
+            nets[:] = []
+            scheduler = None
+            if kind == "scheduler":
+                scheduler = torch.optim.lr_scheduler.SequentialLR(
+                    optimizer,
+                    [torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+                     torch.optim.lr_scheduler.LambdaLR(optimizer, rate)],
+                    [2],
+                )  # fmt: skip
+            metrics = {"meddles": Meddles()} if kind == "metric" else None
+            nets.append(net)
+            model = KerasModel(net, nn.CrossEntropyLoss(), metrics, optimizer, scheduler)
+            history = model.fit(loader, epochs=2, plot=False, quiet=True, compile=compile_it)
+            runs.append((history["train_loss"].tolist(), [p.detach() for p in net.parameters()]))
+        assert_same(*runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -42,13 +43,13 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run_in_terminal(environment=None):
+def run_in_terminal(environment=None, columns=120):
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"TERM": "xterm-256color", **(environment or {})})
         script = SCRIPT.format(seconds=0.03, plot=False)
         os.execv(sys.executable, [sys.executable, "-c", script])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     output = b""
     while True:
         try:
@@ -79,6 +80,20 @@ def test_terminal_has_a_bar_and_a_line_for_each_epoch():
     assert "\x1b[32m  * best so far" in output
     assert "training on cpu" in output
     assert "val: val_loss" in output
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_loss_and_metrics_are_seen_in_any_terminal(columns):
+    frames = run_in_terminal(columns=columns).split("\r")
+    bars = [frame for frame in frames if "epoch 2/3 train" in frame and "loss " in frame]
+    assert len(bars) >= 2
+    for bar in bars:
+        assert len(bar) <= columns
+        assert re.search(r"loss \d\.\d{4}, acc \d\.\d{4}\b", bar)
+        assert re.search(r"\d+%", bar)
+        assert ("|" in bar) == (columns == 120)
+        assert ("samples/s" in bar) == (columns >= 80)
+        assert bool(re.search(r", fit \d\.\d s left\]", bar)) == (columns == 120)
 
 
 def test_no_color_is_heard():

@@ -62,6 +62,20 @@ def test_speed_and_time_left_count_steps():
     assert progress.seconds_left == pytest.approx(12.0, rel=0.05)
 
 
+def test_the_time_left_for_the_fit_counts_complete_epochs():
+    progress = Progress()
+    progress.start_fit(epochs=30, monitor="val_loss", mode="min")
+    progress.start_stage("train", 21, 10)  # an earlier process did the others
+    assert progress.fit_seconds_left is None
+    progress._first_started -= 8.0  # as if the epoch had taken eight seconds
+    progress.end_epoch({"epoch": 21}, best=True)
+    assert progress.last_epoch == 21
+    assert progress.fit_seconds_left == pytest.approx(72.0, rel=0.05)
+    progress._last_ended -= 2.0
+    progress._first_started -= 2.0
+    assert progress.fit_seconds_left == pytest.approx(70.0, rel=0.05)
+
+
 def test_a_long_stage_gets_lines_in_a_log(capsys):
     progress = LogProgress(interval_seconds=0.0)
     progress.start_fit(epochs=2, monitor="val_loss", mode="min")

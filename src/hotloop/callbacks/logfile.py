@@ -50,6 +50,7 @@ class LogProgress(Progress):
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Print the epoch's line."""
+        super().end_epoch(row, best)
         seconds = format_duration(time.perf_counter() - self._epoch_started)
         mark = "  * best so far" if best else ""
         self.message(f"epoch {row['epoch']}/{self.epochs}  {format_row(row)}  ({seconds}){mark}")

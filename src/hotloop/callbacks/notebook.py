@@ -70,7 +70,7 @@ class NotebookProgress(Progress):
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Add the epoch to the plot."""
-        del best
+        super().end_epoch(row, best)
         for name, value in row.items():
             self._history.setdefault(name, []).append(value)
         elapsed = time.perf_counter() - self._fit_started
@@ -113,14 +113,7 @@ class NotebookProgress(Progress):
     def _html(self) -> str:
         lines = []
         if self._in_fit:
-            done = len(self._history.get("epoch", []))
-            left = self._fit_seconds_left(done)
-            text = (
-                f"epoch {min(done + 1, self.epochs)}/{self.epochs}"
-                if not self._table
-                else (f"{done} of {self.epochs} epochs")
-            )
-            lines.append(_bar(done, self.epochs, text + left))
+            lines.append(_bar(self.last_epoch, self.epochs, self._fit_text()))
         if self.stage and not self._table:
             lines.append(_bar(self.step, self.num_batches, self._stage_text()))
         lines += [html.escape(text) for text in self._messages]
@@ -142,11 +135,14 @@ class NotebookProgress(Progress):
         ]
         return html.escape(", ".join(parts))
 
-    def _fit_seconds_left(self, done: int) -> str:
-        if not done or self._table:
-            return f", {format_duration(time.perf_counter() - self._fit_started)}" if done else ""
-        elapsed = time.perf_counter() - self._fit_started
-        return f", {format_duration(elapsed / done * (self.epochs - done))} left"
+    def _fit_text(self) -> str:
+        done = self.last_epoch
+        if self._table:
+            elapsed = format_duration(time.perf_counter() - self._fit_started)
+            return f"{done} of {self.epochs} epochs, {elapsed}"
+        left = self.fit_seconds_left
+        time_left = "" if left is None else f", {format_duration(left)} left"
+        return f"epoch {min(done + 1, self.epochs)}/{self.epochs}{time_left}"
 
 
 def _bar(value: int, total: int | None, text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hotloop.callbacks.formatting import format_value
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
@@ -197,7 +198,8 @@ class FitRun:
         self._measure_peak()
         self.progress.message(self.time_report.line())
         wait_for_all()
-        self.best.restore()
+        if self.best.restore():
+            self.progress.message(self._say_loaded())
         self.model.net.eval()
 
     @contextlib.contextmanager
@@ -499,12 +501,12 @@ class FitRun:
 
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))
-        kept = (
-            f"the best weights ({self.monitor} of epoch {self.stopping.best_epoch}) are loaded"
-            if self.best.saved
-            else "the net keeps the weights it has"
-        )
+        kept = "" if self.best.saved else ", the net keeps the weights it has"
         if self.keeper is not None and not stays_for_the_user(self.interrupt.received):
-            kept = self.keeper.say_what_is_saved()
+            kept = f", {self.keeper.say_what_is_saved()}"
         signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
-        return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
+        return f"stopped by {signal}: {finished} finished epochs are in the history{kept}"
+
+    def _say_loaded(self) -> str:
+        best, epoch = self.stopping.best, self.stopping.best_epoch
+        return f"best {self.monitor} {format_value(self.monitor, best)} of epoch {epoch} is loaded"

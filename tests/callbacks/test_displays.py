@@ -43,11 +43,33 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run_in_terminal(environment=None, columns=120):
+READING = textwrap.dedent(
+    """
+    import time
+    import torch
+    from torch import nn
+    from hotloop import KerasModel
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 800
+
+        def __getitem__(self, index):
+            time.sleep(0.005)
+            return torch.randn(4, generator=torch.Generator().manual_seed(index)), index % 2
+
+    net = nn.Linear(4, 2)
+    model = KerasModel(net, nn.CrossEntropyLoss())
+    model.fit(Samples(), epochs=2, batch_size=50, plot=False, cpu=True)
+    """
+)
+
+
+def run_in_terminal(environment=None, columns=120, script=None):
+    script = script or SCRIPT.format(seconds=0.03, plot=False)
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"TERM": "xterm-256color", **(environment or {})})
-        script = SCRIPT.format(seconds=0.03, plot=False)
         os.execv(sys.executable, [sys.executable, "-c", script])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     output = b""
@@ -96,6 +118,19 @@ def test_loss_and_metrics_are_seen_in_any_terminal(columns):
         assert bool(re.search(r", fit \d\.\d s left\]", bar)) == (columns == 120)
 
 
+def test_how_far_slow_reading_is_can_be_seen():
+    frames = run_in_terminal(script=READING).split("\r")
+    bars = [frame for frame in frames if frame.startswith(" reading train_data")]
+    assert any(re.search(r"67%\|.*\| 2/3 \[00:\d\d<00:\d\d, \d+ samples/s\]", b) for b in bars)
+    lines = [frame.strip() for frame in frames]
+    assert any(
+        re.match(r"reading all of train_data once, about \d+ s by its first 32 samples", line)
+        for line in lines
+    )
+    assert not any(line.startswith("reading train_data:") for line in lines)
+    assert any(re.match(r"train_data is resident: 800 samples, \d\d KiB", line) for line in lines)
+
+
 def test_no_color_is_heard():
     assert "\x1b[32m" not in run_in_terminal({"NO_COLOR": "1"})
 
@@ -110,6 +145,7 @@ def test_a_log_file_has_whole_lines_and_few(tmp_path):
     assert "\x1b" not in text
     assert len(text.splitlines()) <= 8
     assert sum(line.startswith("epoch ") for line in text.splitlines()) == 3
+    assert text.splitlines()[-2] == "the plot of val_acc is in history.png"
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 

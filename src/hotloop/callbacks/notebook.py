@@ -65,6 +65,8 @@ class NotebookProgress(Progress):
         """Show the stage's final values."""
         prefix = f"{self.stage}_"
         self._values = {name.removeprefix(prefix): value for name, value in values.items()}
+        if not values:
+            self.stage = ""
         if not self.epoch:
             self._draw()
 

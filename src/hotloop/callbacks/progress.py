@@ -39,7 +39,7 @@ class Progress:
         self.last_epoch = self._num_ended = 0
 
     def start_stage(self, stage: str, epoch: int, num_batches: int | None) -> None:
-        """Begin "train" or "val" of an epoch counted from 1; epoch 0 is outside a fit."""
+        """Begin "train" or "val" of an epoch counted from 1; epoch 0 is outside of them."""
         self.stage, self.epoch, self.num_batches = stage, epoch, num_batches
         self.step = self.num_samples = 0
         self.started = time.perf_counter()
@@ -69,7 +69,7 @@ class Progress:
         """Draw the running values of this stage, by name without the stage."""
 
     def end_stage(self, values: Mapping[str, Any]) -> None:
-        """Take the stage's final values, by name with the stage."""
+        """Take the stage's final values, by name with the stage; none after reading data."""
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Take a complete row of the history; ``best`` when its score is the best so far."""

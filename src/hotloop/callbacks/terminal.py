@@ -102,9 +102,9 @@ class TerminalProgress(Progress):
         return "" if seconds is None else format_duration(seconds)
 
     def end_stage(self, values: Mapping[str, Any]) -> None:
-        """Close the bar; outside a fit its values are printed."""
+        """Close the bar; outside a fit its values are printed, where there are any."""
         self._close_bar()
-        if not self.epoch:
+        if values and not self.epoch:
             self.message(f"{self.stage}: {format_row(values)}")
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:

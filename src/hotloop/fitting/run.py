@@ -467,10 +467,21 @@ class FitRun:
         num_epochs, share = self.settings.epochs, self.settings.resident_budget
         if self.parallel is not None:
             share = self.parallel.resident_share(share)
-        say = self.progress.message
-        self.train_source = make_source(self.train_source, num_epochs, share, say)
+        rest = (num_epochs, share, self.progress.message, self._show_reading)
+        self.train_source = make_source(self.train_source, *rest)
         if self.val_source is not None:
-            self.val_source = make_source(self.val_source, num_epochs, share, say)
+            self.val_source = make_source(self.val_source, *rest)
+
+    def _show_reading(self, role: str, batches: Any, batch_size: int) -> Iterator[Any]:
+        """Yield batches of a data set that is read once, and show how far that is."""
+        self.progress.start_stage(f"reading {role}", 0, len(batches))
+        try:
+            for batch in batches:
+                yield batch
+                if self.progress.advance(batch_size):
+                    self.progress.show({})
+        finally:
+            self.progress.end_stage({})
 
     def _tune(self) -> None:
         """Choose the loaders' workers while training; the numbers stay what they are."""

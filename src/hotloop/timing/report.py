@@ -98,9 +98,9 @@ class TimeReport:
         return flops / seconds / self.peak.flops_per_second
 
     def line(self) -> str:
-        """Return the run's times as one line."""
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        text = f"time: {parts}: {self.verdict}"
+        """Return the run's times as one line; shares that round to nothing are left out."""
+        shares = [f"{name} {share:.0%}" for name, share in self.shares.items() if share >= 0.005]
+        text = ": ".join(filter(None, ("time", ", ".join(shares), self.verdict)))
         if self.peak_share is not None:
             joint = " at" if self.verdict == "compute-bound" else "; compute reaches"
             share = f"{self.peak_share:.0%}" if self.peak_share >= 0.01 else "less than 1%"

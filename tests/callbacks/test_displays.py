@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import os
 import pty
@@ -161,3 +162,35 @@ def test_a_notebook_has_one_display_with_plot_and_table(tmp_path):
     assert page.count("<tr") == 4  # a head and three epochs
     assert "3 of 3 epochs" in page
     assert not (tmp_path / "history.png").exists()
+
+
+def test_a_notebook_shows_what_is_over_without_a_moving_bar(tmp_path):
+    """Nor does one stay where the number of batches is not known, or after an error."""
+    script = SCRIPT.format(seconds=0.005, plot=False).replace("values = model.evaluate", "")
+    failing = textwrap.dedent(
+        """
+        class Fails:
+            def on_train_epoch_end(self, model):
+                raise KeyError("planted")
+        try:
+            model.fit(iter(batches), batches, epochs=3, plot=False, cpu=True, callbacks=[Fails()])
+        except KeyError:
+            print("failed")
+        """
+    )
+    cells = [script, "model.evaluate(batches)", "model.evaluate(iter(batches))", failing]
+    cells.append("model.time_report().plot()")
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    for cell, steps in zip(notebook.cells[1:3], ("20/20", "20"), strict=True):
+        page = cell.outputs[0].data["text/html"]
+        assert "<progress" not in page
+        assert re.search(
+            rf">val {steps}, [\d,]+ samples/s, loss \d\.\d{{4}}, acc \d\.\d{{4}}<", page
+        )
+    page = notebook.cells[3].outputs[0].data["text/html"]
+    assert re.findall(r"<progress ([^>]*?) style", page) == ['value="0" max="3"']
+    assert ">train 20, " in page
+    (plotted,) = notebook.cells[4].outputs
+    assert base64.b64decode(plotted.data["image/png"]).startswith(b"\x89PNG")

@@ -131,12 +131,13 @@ class TimeReport:
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """Return a chart of seconds by phase, one stacked bar an epoch."""
+        """Return a chart of seconds by phase, one stacked bar an epoch; a notebook shows it."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+
+        from hotloop.timing.figure import ShownFigure
 
         epochs = sorted({stage.epoch for stage in self.stages})
-        figure = Figure(figsize=(8, 4), layout="constrained")
+        figure = ShownFigure(figsize=(8, 4), layout="constrained")
         FigureCanvasAgg(figure)  # no window: what shows it is the caller's
         axes = figure.add_subplot()
         bottom = [0.0] * len(epochs)

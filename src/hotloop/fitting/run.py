@@ -196,7 +196,8 @@ class FitRun:
                 self.model.net = self.parallel.net.module
             self.clock.finish()
         self._measure_peak()
-        self.progress.message(self.time_report.line())
+        if any(self.time_report.shares.values()):
+            self.progress.message(self.time_report.line())
         wait_for_all()
         if self.best.restore():
             self.progress.message(self._say_loaded())
@@ -252,6 +253,8 @@ class FitRun:
         keeper = self.keeper
         if keeper is not None:
             keeper.begin_training()
+            if keeper.finished:
+                return
         for epoch in range(1 if keeper is None else keeper.epoch, epochs + 1):
             if self._stops_early(epoch):
                 break

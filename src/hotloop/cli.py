@@ -154,11 +154,7 @@ def train(
     )
     if not len(history):
         raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
-    best = int(history["val_acc"].to_numpy().argmax())
-    typer.echo(
-        f"best: val_acc {history['val_acc'].iloc[best]:.4f} at epoch {best + 1}; "
-        f"weights, history and curves are in {run_folder}"
-    )
+    typer.echo(f"weights, history and curves are in {run_folder}")
 
 
 app.add_typer(checkpoint_app, name="checkpoint")

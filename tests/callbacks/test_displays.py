@@ -119,6 +119,18 @@ def test_loss_and_metrics_are_seen_in_any_terminal(columns):
         assert bool(re.search(r", fit \d\.\d s left\]", bar)) == (columns == 120)
 
 
+def test_values_that_are_too_many_for_a_line_are_left_out_at_its_end():
+    script = SCRIPT.format(seconds=0.03, plot=False)
+    script = script.replace("history = ", "model.metrics_dict.update({f'accuracy_{i}': "
+                            "accuracy['acc'].clone() for i in range(6)})\nhistory = ")  # fmt: skip
+    frames = run_in_terminal(columns=60, script=script).split("\r")
+    bars = [frame for frame in frames if re.match(r" +\d+%, loss ", frame)]
+    assert len(bars) >= 2
+    for bar in bars:
+        assert len(bar.rstrip()) < 60
+        assert re.search(r"%, loss \d\.\d{4}, acc \d\.\d{4}, accuracy_0 \d\.\d{4}$", bar.rstrip())
+
+
 def test_how_far_slow_reading_is_can_be_seen():
     frames = run_in_terminal(script=READING).split("\r")
     bars = [frame for frame in frames if frame.startswith(" reading train_data")]

@@ -69,6 +69,7 @@ def test_the_time_left_for_the_fit_counts_complete_epochs():
     progress = Progress()
     progress.start_fit(epochs=30, monitor="val_loss", mode="min")
     progress.start_stage("train", 21, 10)  # an earlier process did the others
+    assert progress.last_epoch == 20
     assert progress.fit_seconds_left is None
     progress._first_started -= 8.0  # as if the epoch had taken eight seconds
     progress.end_epoch({"epoch": 21}, best=True)

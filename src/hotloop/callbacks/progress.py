@@ -44,6 +44,7 @@ class Progress:
         self.step = self.num_samples = 0
         self.started = time.perf_counter()
         self._due = self.started + self.interval_seconds
+        self.last_epoch = max(self.last_epoch, epoch - 1)  # an earlier process may have done some
         if not self._num_ended and stage == "train":
             self._first_started = self.started
 

@@ -70,7 +70,7 @@ class TerminalProgress(Progress):
         return self._bar is not None
 
     def show(self, values: Mapping[str, Any]) -> None:
-        """Redraw the bar: all values, and of the rest what the terminal is wide enough for."""
+        """Redraw the bar: the values, and of the rest what the terminal is wide enough for."""
         if self._bar is None:
             return
         shown = [
@@ -82,20 +82,22 @@ class TerminalProgress(Progress):
         for bar_format, with_speed, with_fit in self._layouts:
             speed = [f"{self.samples_per_second:,.0f} samples/s"] if with_speed else []
             fit_left = [f"fit {self._fit_left()} left"] if with_fit and self._fit_left() else []
-            self._bar.bar_format = bar_format
-            self._bar.set_postfix_str(", ".join([*speed, *shown, *fit_left]), refresh=False)
-            if self._fits():
+            if self._fits(bar_format, [*speed, *shown, *fit_left]):
                 break
+        else:  # a longer line would not be replaced
+            while shown and not self._fits(bar_format, shown):
+                shown.pop()
         self._bar.refresh()
 
-    def _fits(self) -> bool:
+    def _fits(self, bar_format: str, postfix: list[str]) -> bool:
+        """Set what the bar draws, and tell whether that is one line."""
         from tqdm.utils import disp_len
 
+        self._bar.bar_format = bar_format
+        self._bar.set_postfix_str(", ".join(postfix), refresh=False)
         drawing = self._bar.format_dict
-        columns = drawing["ncols"]
-        return (
-            not columns or disp_len(self._bar.format_meter(**drawing | {"ncols": None})) < columns
-        )
+        columns = drawing.pop("ncols")
+        return not columns or disp_len(self._bar.format_meter(**drawing, ncols=None)) < columns
 
     def _fit_left(self) -> str:
         seconds = self.fit_seconds_left if self.epoch < self.epochs else None

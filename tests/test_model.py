@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,6 +67,33 @@ def test_the_five_lines_learn_real_images(images):
     fresh.load_state_dict(torch.load("checkpoint", weights_only=True))
     assert torch.equal(fresh[0].weight, net[0].weight)
     assert Path("history.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_says_which_weights_it_loaded(small, capsys):
+    class Score(nn.Module):
+        def __init__(self, *values):
+            super().__init__()
+            self.values = iter(values)
+
+        def forward(self, preds, labels):
+            pass
+
+        def compute(self):
+            return next(self.values)
+
+        def reset(self):
+            pass
+
+    def said(*values, **options):
+        model = make_model(metrics_dict={"score": Score(*values)})
+        options = {"epochs": 3, "monitor": "train_score", "mode": "max", **options}
+        fit(model, loader(small), resident_budget=0, **options)
+        return capsys.readouterr().out
+
+    lines = said(0.5, 0.875, 0.25, quiet=False).splitlines()
+    assert lines[-1] == "best train_score 0.8750 of epoch 2 is loaded"
+    assert "is loaded" not in said(*[math.nan] * 3, quiet=False)
+    assert said(0.5, 0.875, 0.25) == ""
 
 
 def test_loss_is_the_mean_over_samples(small):
@@ -624,6 +652,7 @@ def test_ctrl_c_stops_cleanly_and_returns_the_history(workers, sleep):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "stopped by Ctrl-C" in out
+    assert re.search(r"\nbest train_loss \d.+ of epoch \d+ is loaded\n", out)
     returned = out.splitlines()[-1].split()
     assert returned[0] == "returned"
     assert int(returned[1]) >= 1

@@ -16,6 +16,7 @@ import typer
 
 from hotloop.commands.checkpoint import app as checkpoint_app
 from hotloop.commands.devices import devices
+from hotloop.commands.help import Commands, add_command
 from hotloop.experiments.bench.command import bench
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="hotloop",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -48,16 +50,32 @@ class MixedPrecision(StrEnum):
     FP16 = "fp16"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from hotloop import __version__
+
+        typer.echo(f"hotloop {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _explain() -> None:
+def _explain(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
     """Train PyTorch models at the speed of a loop tuned by hand."""
+    del version
 
 
-app.command()(devices)
-app.command()(bench)
+add_command(app)(devices)
+add_command(app)(bench)
 
 
-@app.command()
+@add_command(app)
 def train(
     data: Annotated[
         Data,
@@ -91,11 +109,15 @@ def train(
         bool,
         typer.Option("--resume", help="Save the run as it trains; go on with the one in --out."),
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew where --out holds an earlier run.")
+    ] = False,
 ) -> None:
     """Train a small convolutional net on real images, on the best device there is.
 
     Writes history.csv, curves.png and weights.pt (a state dict) to the run folder. Ctrl-C stops
-    at the next step and keeps what there is.
+    at the next step and keeps what there is. An earlier run's files are written over with
+    --overwrite alone.
 
     Examples:
       hotloop train --data fashion-mnist --epochs 3
@@ -106,9 +128,15 @@ def train(
 
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out, the folder of the run to go on with")
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run, --overwrite begins anew: pass one")
+    if out is not None and not overwrite:
+        _refuse_to_overwrite(out, resume)
     name, splits = _load(data, data_folder)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     run_folder = out or Path("runs") / f"{name}-{stamp}"
+    if overwrite:
+        image_classifier.set_aside(run_folder)
     typer.echo(f"{name}: {len(splits.train):,} training and {len(splits.val):,} validation images")
     history = image_classifier.train(
         splits,
@@ -126,17 +154,13 @@ def train(
     )
     if not len(history):
         raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
-    best = int(history["val_acc"].to_numpy().argmax())
-    typer.echo(
-        f"best: val_acc {history['val_acc'].iloc[best]:.4f} at epoch {best + 1}; "
-        f"weights, history and curves are in {run_folder}"
-    )
+    typer.echo(f"weights, history and curves are in {run_folder}")
 
 
 app.add_typer(checkpoint_app, name="checkpoint")
 
 
-@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+@add_command(app, context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
 def doctor(
     context: typer.Context,
     script: Annotated[Path, typer.Argument(help="A Python script that calls fit.")],
@@ -182,6 +206,21 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("hotloop: stopped by Ctrl-C", err=True)
         sys.exit(130)
+
+
+def _refuse_to_overwrite(folder: Path, resume: bool) -> None:
+    """Refuse the folder of an earlier run, unless it is one to go on with."""
+    from hotloop.experiments.image_classifier import FILES, SAVED_RUN
+    from hotloop.experiments.run_folder import refuse_to_overwrite
+
+    is_saved = (folder / SAVED_RUN).is_dir()
+    if resume and is_saved:
+        return
+    go_on = "--resume to go on with it, " if is_saved else ""
+    mend = f"pass {go_on}another folder, or --overwrite to begin anew"
+    if resume:
+        mend = "it was not saved to be gone on with; pass another folder, or --overwrite alone"
+    refuse_to_overwrite(folder, (*FILES, SAVED_RUN), mend)
 
 
 def _load(data: Data, folder: Path | None) -> tuple[str, Splits]:

@@ -68,6 +68,21 @@ def test_vis_metric_and_progress(small):
     assert Path("curve.png").stat().st_size > 5000
 
 
+def test_a_plot_is_told_of_once_it_is_there(small, capsys):
+    class Fails:
+        def on_train_epoch_end(self, model):
+            raise KeyError("planted")
+
+    fit(small, [VisMetric(save_path="curve.png")])
+    assert capsys.readouterr().out == "the plot of val_loss is in curve.png\n"
+    fit(small, [VisMetric(save_path="missing/curve.png")])
+    assert "the plot of" not in capsys.readouterr().out
+    with pytest.raises(KeyError, match="planted"):
+        fit(small, [VisMetric(save_path="another.png"), Fails()])
+    assert capsys.readouterr().out == ""
+    assert not Path("another.png").exists()
+
+
 def test_epoch_checkpoint_keeps_the_last(small):
     model = fit(small, [EpochCheckpoint("kept", save_freq=2, max_ckpt=2)], epochs=7)
     assert sorted(path.name for path in Path("kept").iterdir()) == [

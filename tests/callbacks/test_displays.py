@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -42,13 +44,35 @@ SCRIPT = textwrap.dedent(
 )
 
 
-def run_in_terminal(environment=None):
+READING = textwrap.dedent(
+    """
+    import time
+    import torch
+    from torch import nn
+    from hotloop import KerasModel
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 800
+
+        def __getitem__(self, index):
+            time.sleep(0.005)
+            return torch.randn(4, generator=torch.Generator().manual_seed(index)), index % 2
+
+    net = nn.Linear(4, 2)
+    model = KerasModel(net, nn.CrossEntropyLoss())
+    model.fit(Samples(), epochs=2, batch_size=50, plot=False, cpu=True)
+    """
+)
+
+
+def run_in_terminal(environment=None, columns=120, script=None):
+    script = script or SCRIPT.format(seconds=0.03, plot=False)
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update({"TERM": "xterm-256color", **(environment or {})})
-        script = SCRIPT.format(seconds=0.03, plot=False)
         os.execv(sys.executable, [sys.executable, "-c", script])
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     output = b""
     while True:
         try:
@@ -81,6 +105,45 @@ def test_terminal_has_a_bar_and_a_line_for_each_epoch():
     assert "val: val_loss" in output
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_loss_and_metrics_are_seen_in_any_terminal(columns):
+    frames = run_in_terminal(columns=columns).split("\r")
+    bars = [frame for frame in frames if "epoch 2/3 train" in frame and "loss " in frame]
+    assert len(bars) >= 2
+    for bar in bars:
+        assert len(bar) <= columns
+        assert re.search(r"loss \d\.\d{4}, acc \d\.\d{4}\b", bar)
+        assert re.search(r"\d+%", bar)
+        assert ("|" in bar) == (columns == 120)
+        assert ("samples/s" in bar) == (columns >= 80)
+        assert bool(re.search(r", fit \d\.\d s left\]", bar)) == (columns == 120)
+
+
+def test_values_that_are_too_many_for_a_line_are_left_out_at_its_end():
+    script = SCRIPT.format(seconds=0.03, plot=False)
+    script = script.replace("history = ", "model.metrics_dict.update({f'accuracy_{i}': "
+                            "accuracy['acc'].clone() for i in range(6)})\nhistory = ")  # fmt: skip
+    frames = run_in_terminal(columns=60, script=script).split("\r")
+    bars = [frame for frame in frames if re.match(r" +\d+%, loss ", frame)]
+    assert len(bars) >= 2
+    for bar in bars:
+        assert len(bar.rstrip()) < 60
+        assert re.search(r"%, loss \d\.\d{4}, acc \d\.\d{4}, accuracy_0 \d\.\d{4}$", bar.rstrip())
+
+
+def test_how_far_slow_reading_is_can_be_seen():
+    frames = run_in_terminal(script=READING).split("\r")
+    bars = [frame for frame in frames if frame.startswith(" reading train_data")]
+    assert any(re.search(r"67%\|.*\| 2/3 \[00:\d\d<00:\d\d, \d+ samples/s\]", b) for b in bars)
+    lines = [frame.strip() for frame in frames]
+    assert any(
+        re.match(r"reading all of train_data once, about \d+ s by its first 32 samples", line)
+        for line in lines
+    )
+    assert not any(line.startswith("reading train_data:") for line in lines)
+    assert any(re.match(r"train_data is resident: 800 samples, \d\d KiB", line) for line in lines)
+
+
 def test_no_color_is_heard():
     assert "\x1b[32m" not in run_in_terminal({"NO_COLOR": "1"})
 
@@ -95,6 +158,7 @@ def test_a_log_file_has_whole_lines_and_few(tmp_path):
     assert "\x1b" not in text
     assert len(text.splitlines()) <= 8
     assert sum(line.startswith("epoch ") for line in text.splitlines()) == 3
+    assert text.splitlines()[-2] == "the plot of val_acc is in history.png"
     assert (tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -110,3 +174,35 @@ def test_a_notebook_has_one_display_with_plot_and_table(tmp_path):
     assert page.count("<tr") == 4  # a head and three epochs
     assert "3 of 3 epochs" in page
     assert not (tmp_path / "history.png").exists()
+
+
+def test_a_notebook_shows_what_is_over_without_a_moving_bar(tmp_path):
+    """Nor does one stay where the number of batches is not known, or after an error."""
+    script = SCRIPT.format(seconds=0.005, plot=False).replace("values = model.evaluate", "")
+    failing = textwrap.dedent(
+        """
+        class Fails:
+            def on_train_epoch_end(self, model):
+                raise KeyError("planted")
+        try:
+            model.fit(iter(batches), batches, epochs=3, plot=False, cpu=True, callbacks=[Fails()])
+        except KeyError:
+            print("failed")
+        """
+    )
+    cells = [script, "model.evaluate(batches)", "model.evaluate(iter(batches))", failing]
+    cells.append("model.time_report().plot()")
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    for cell, steps in zip(notebook.cells[1:3], ("20/20", "20"), strict=True):
+        page = cell.outputs[0].data["text/html"]
+        assert "<progress" not in page
+        assert re.search(
+            rf">val {steps}, [\d,]+ samples/s, loss \d\.\d{{4}}, acc \d\.\d{{4}}<", page
+        )
+    page = notebook.cells[3].outputs[0].data["text/html"]
+    assert re.findall(r"<progress ([^>]*?) style", page) == ['value="0" max="3"']
+    assert ">train 20, " in page
+    (plotted,) = notebook.cells[4].outputs
+    assert base64.b64decode(plotted.data["image/png"]).startswith(b"\x89PNG")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from hotloop.callbacks.formatting import format_duration, format_row, format_value
@@ -32,7 +34,8 @@ def test_rows_leave_out_what_is_no_number():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (12.4, "12 s"), (185, "3:05"), (7385, "2:03:05")]
+    ("seconds", "text"),
+    [(0.0404, "40 ms"), (0.4, "0.4 s"), (12.4, "12 s"), (185, "3:05"), (7385, "2:03:05")],
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
@@ -62,6 +65,21 @@ def test_speed_and_time_left_count_steps():
     assert progress.seconds_left == pytest.approx(12.0, rel=0.05)
 
 
+def test_the_time_left_for_the_fit_counts_complete_epochs():
+    progress = Progress()
+    progress.start_fit(epochs=30, monitor="val_loss", mode="min")
+    progress.start_stage("train", 21, 10)  # an earlier process did the others
+    assert progress.last_epoch == 20
+    assert progress.fit_seconds_left is None
+    progress._first_started -= 8.0  # as if the epoch had taken eight seconds
+    progress.end_epoch({"epoch": 21}, best=True)
+    assert progress.last_epoch == 21
+    assert progress.fit_seconds_left == pytest.approx(72.0, rel=0.05)
+    progress._last_ended -= 2.0
+    progress._first_started -= 2.0
+    assert progress.fit_seconds_left == pytest.approx(70.0, rel=0.05)
+
+
 def test_a_long_stage_gets_lines_in_a_log(capsys):
     progress = LogProgress(interval_seconds=0.0)
     progress.start_fit(epochs=2, monitor="val_loss", mode="min")
@@ -69,3 +87,13 @@ def test_a_long_stage_gets_lines_in_a_log(capsys):
     assert progress.advance(10)
     progress.show({"loss": 0.5})
     assert capsys.readouterr().out.startswith("epoch 1/2 train step 1/4  loss 0.5000")
+
+
+def test_reading_gets_lines_in_a_log_and_no_result(capsys):
+    progress = LogProgress(interval_seconds=0.0)
+    progress.start_stage("reading train_data", 0, 4)
+    assert progress.advance(10)
+    progress.show({})
+    progress.end_stage({})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"reading train_data step 1/4  [\d,]+ samples/s, \d+ ms left", line)

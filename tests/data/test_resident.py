@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import time
 from typing import NamedTuple
@@ -26,8 +27,9 @@ from torch.utils.data import (
 )
 
 from hotloop import KerasModel
+from hotloop.data.adapt import BatchSource
 from hotloop.data.random_state import RandomStates
-from hotloop.data.resident import Declined, ResidentSource
+from hotloop.data.resident import Declined, ResidentSource, make_source
 from hotloop.errors import DataError
 
 CPU = torch.device("cpu")
@@ -327,6 +329,42 @@ def test_other_reasons_to_decline():
     ResidentSource(make_loader(tensors()), "train_data", CPU, 1)  # tensors cost no reading
     sampler = BatchSampler(RandomSampler(data), 10, False)
     ResidentSource(DataLoader(data, batch_sampler=sampler), "train_data", CPU, 2)
+
+
+def test_why_data_stays_on_its_loader_is_said_where_memory_would_gain():
+    for num_epochs, expected in [(1, []), (2, ["train_data stays on its loader: its data set"])]:
+        said = []
+        loader = make_loader(Images())
+        loader.dataset.rng = torch.Generator()
+        source = BatchSource(loader, "train_data", CPU)
+        assert make_source(source, num_epochs, None, said.append) is source
+        assert [text[:44] for text in said] == expected
+
+
+def test_a_small_size_is_told_in_its_unit():
+    source = ResidentSource(make_loader(tensors()), "train_data", CPU, 3)
+    kibibytes = math.ceil(source.num_bytes / 1024)
+    assert source.num_bytes < 2**20
+    assert source.describe() == f"train_data is resident: {N} samples, {kibibytes} KiB"
+
+
+def test_reading_that_ends_early_ends_its_display(monkeypatch):
+    class Draws(Images):
+        def __getitem__(self, index):
+            return super().__getitem__(index), random.random() if index > 80 else 0.5
+
+    def show(role, batches, batch_size):
+        shown.append((role, len(batches), batch_size))
+        try:
+            yield from batches
+        finally:
+            shown.append("over")
+
+    shown = []
+    monkeypatch.setattr("hotloop.data.resident.SLOW_SECONDS", 0.0)
+    with pytest.raises(Declined, match="draws random numbers"):
+        ResidentSource(make_loader(Draws()), "train_data", CPU, 3, show=show)
+    assert shown == [("train_data", 1, 256), "over"]
 
 
 def test_budget_is_respected(monkeypatch):

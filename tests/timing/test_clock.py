@@ -72,10 +72,14 @@ def test_the_line_is_said_after_fit(capsys):
     model = planted.make_model()
     fit(model, planted.make_loader(), quiet=False)
     assert "time: data " in capsys.readouterr().out
+    assert "transfer" not in model.time_report().line()  # there is none on a CPU
     assert model.time_report().line().startswith("time: data ")
     assert "peak" not in model.time_report().line()
     model.measured_peak = MeasuredPeak(1000, 16, 1e9, "cpu")
     assert "of this device's measured fp32 peak" in model.time_report().line()
+    model.measured_peak = MeasuredPeak(1000, 16, 1.0, "cpu")  # measured under load
+    assert model.time_report().peak_share > 1
+    assert "peak" not in model.time_report().line()
     model.measured_peak = MeasuredPeak(1000, 16, 1e9, "cuda:0")
     assert model.time_report().peak_share is None
 

@@ -30,7 +30,9 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time as ``0.4 s``, ``12 s``, ``3:05`` or ``2:03:05``."""
+    """Return a time as ``40 ms``, ``0.4 s``, ``12 s``, ``3:05`` or ``2:03:05``."""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

@@ -38,12 +38,13 @@ class NotebookProgress(Progress):
         self._values: dict[str, Any] = {}
         self._fit_started = time.perf_counter()
         self._drawing_seconds = 0.0
-        self._in_fit = False
+        self._in_fit = self._ended = False
 
     def start_fit(self, *, epochs: int, monitor: str, mode: str) -> None:
         """Open the output."""
         super().start_fit(epochs=epochs, monitor=monitor, mode=mode)
         self._monitor, self._mode, self._in_fit = monitor, mode, True
+        self._ended = False
         self._fit_started = time.perf_counter()
 
     def start_stage(self, stage: str, epoch: int, num_batches: int | None) -> None:
@@ -65,12 +66,14 @@ class NotebookProgress(Progress):
         """Show the stage's final values."""
         prefix = f"{self.stage}_"
         self._values = {name.removeprefix(prefix): value for name, value in values.items()}
+        if not values:
+            self.stage = ""
         if not self.epoch:
             self._draw()
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Add the epoch to the plot."""
-        del best
+        super().end_epoch(row, best)
         for name, value in row.items():
             self._history.setdefault(name, []).append(value)
         elapsed = time.perf_counter() - self._fit_started
@@ -91,7 +94,7 @@ class NotebookProgress(Progress):
             if self._plot:
                 self._draw_plot()
             self._table = _table(self._history)
-        self.num_batches = self.num_batches if self._in_fit else None
+        self._ended = True
         self._draw()
 
     def _draw_plot(self) -> None:
@@ -113,16 +116,12 @@ class NotebookProgress(Progress):
     def _html(self) -> str:
         lines = []
         if self._in_fit:
-            done = len(self._history.get("epoch", []))
-            left = self._fit_seconds_left(done)
-            text = (
-                f"epoch {min(done + 1, self.epochs)}/{self.epochs}"
-                if not self._table
-                else (f"{done} of {self.epochs} epochs")
-            )
-            lines.append(_bar(done, self.epochs, text + left))
+            done = len(self._history["epoch"]) if self._table else self.last_epoch
+            lines.append(_bar(done, self.epochs, self._fit_text(done)))
         if self.stage and not self._table:
-            lines.append(_bar(self.step, self.num_batches, self._stage_text()))
+            text = self._stage_text()
+            # a bar of unknown length never stops moving
+            lines.append(text if self._ended else _bar(self.step, self.num_batches, text))
         lines += [html.escape(text) for text in self._messages]
         body = "".join(f"<div>{line}</div>" for line in lines)
         return f'<div style="{_STYLE}">{body}</div>{self._picture}{self._table}'
@@ -133,7 +132,7 @@ class NotebookProgress(Progress):
         if self.step:
             parts.append(f"{self.samples_per_second:,.0f} samples/s")
         left = self.seconds_left
-        if left:
+        if left and not self._ended:
             parts.append(f"{format_duration(left)} left")
         parts += [
             f"{name} {format_value(name, value)}"
@@ -142,11 +141,13 @@ class NotebookProgress(Progress):
         ]
         return html.escape(", ".join(parts))
 
-    def _fit_seconds_left(self, done: int) -> str:
-        if not done or self._table:
-            return f", {format_duration(time.perf_counter() - self._fit_started)}" if done else ""
-        elapsed = time.perf_counter() - self._fit_started
-        return f", {format_duration(elapsed / done * (self.epochs - done))} left"
+    def _fit_text(self, done: int) -> str:
+        if self._table:
+            elapsed = format_duration(time.perf_counter() - self._fit_started)
+            return f"{done} of {self.epochs} epochs, {elapsed}"
+        left = self.fit_seconds_left
+        time_left = "" if left is None else f", {format_duration(left)} left"
+        return f"epoch {min(done + 1, self.epochs)}/{self.epochs}{time_left}"
 
 
 def _bar(value: int, total: int | None, text: str) -> str:

@@ -18,6 +18,7 @@ class Progress:
 
     Attributes:
         interval_seconds: the least time between two drawings within a stage.
+        last_epoch: the number of the last epoch that is complete; 0 before the first.
     """
 
     interval_seconds = 0.1
@@ -28,18 +29,24 @@ class Progress:
         self.num_batches: int | None = None
         self.step = self.num_samples = 0
         self.started = self._due = 0.0
+        self.last_epoch = self._num_ended = 0
+        self._first_started = self._last_ended = 0.0
 
     def start_fit(self, *, epochs: int, monitor: str, mode: str) -> None:
         """Begin a fit of at most ``epochs`` epochs whose score is ``monitor``."""
         del monitor, mode
         self.epochs = epochs
+        self.last_epoch = self._num_ended = 0
 
     def start_stage(self, stage: str, epoch: int, num_batches: int | None) -> None:
-        """Begin "train" or "val" of an epoch counted from 1; epoch 0 is outside a fit."""
+        """Begin "train" or "val" of an epoch counted from 1; epoch 0 is outside of them."""
         self.stage, self.epoch, self.num_batches = stage, epoch, num_batches
         self.step = self.num_samples = 0
         self.started = time.perf_counter()
         self._due = self.started + self.interval_seconds
+        self.last_epoch = max(self.last_epoch, epoch - 1)  # an earlier process may have done some
+        if not self._num_ended and stage == "train":
+            self._first_started = self.started
 
     def advance(self, num_samples: int) -> bool:
         """Count a step of ``num_samples`` samples; True when the display wants fresh values."""
@@ -63,10 +70,14 @@ class Progress:
         """Draw the running values of this stage, by name without the stage."""
 
     def end_stage(self, values: Mapping[str, Any]) -> None:
-        """Take the stage's final values, by name with the stage."""
+        """Take the stage's final values, by name with the stage; none after reading data."""
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Take a complete row of the history; ``best`` when its score is the best so far."""
+        del best
+        self.last_epoch = row.get("epoch", self.last_epoch)
+        self._num_ended += 1
+        self._last_ended = time.perf_counter()
 
     def message(self, text: str) -> None:
         """Show a line of text, not torn by the bar."""
@@ -90,6 +101,16 @@ class Progress:
         if self.num_batches is None or not self.step:
             return None
         return self.elapsed_seconds / self.step * max(self.num_batches - self.step, 0)
+
+    @property
+    def fit_seconds_left(self) -> float | None:
+        """Time left at the speed of the epochs so far; None before the first one is complete."""
+        if not self._num_ended:
+            return None
+        epoch_seconds = (self._last_ended - self._first_started) / self._num_ended
+        running_seconds = time.perf_counter() - self._last_ended
+        left = epoch_seconds * (self.epochs - self.last_epoch) - running_seconds
+        return max(left, self.seconds_left or 0.0)
 
 
 _forward_to: list[Any] = []

@@ -47,6 +47,7 @@ class RelayProgress(Progress):
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Send the epoch's row."""
+        super().end_epoch(row, best)
         self._send("end_epoch", (dict(row), best))
 
     def message(self, text: str) -> None:

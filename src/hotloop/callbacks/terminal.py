@@ -11,8 +11,26 @@ from typing import Any
 from hotloop.callbacks.formatting import format_duration, format_row, format_value
 from hotloop.callbacks.progress import Progress
 
-_BAR = " {desc} {percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-_BAR_OF_UNKNOWN_LENGTH = " {desc} {n_fmt} steps [{elapsed}{postfix}]"
+_TIMES = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+# what is shown beside the values, from wide terminals to narrow ones: tqdm's format of the line,
+# whether the speed is there, and the time left for the fit
+_LAYOUTS = (
+    (f" {{desc}} {{percentage:3.0f}}%|{{bar:24}}| {_TIMES}", True, True),
+    (f" {{desc}} {{percentage:3.0f}}%|{{bar:12}}| {_TIMES}", True, True),
+    (f" {{desc}} {{percentage:3.0f}}%|{{bar:12}}| {_TIMES}", True, False),
+    (f" {{desc}} {{percentage:3.0f}}% {_TIMES}", True, False),
+    (" {desc} {percentage:3.0f}% [{remaining} left{postfix}]", True, False),
+    (" {desc} {percentage:3.0f}% [{remaining} left{postfix}]", False, False),
+    (" {desc} {percentage:3.0f}%{postfix}", False, False),
+    (" {percentage:3.0f}%{postfix}", False, False),
+)
+_LAYOUTS_OF_UNKNOWN_LENGTH = (
+    (" {desc} {n_fmt} steps [{elapsed}{postfix}]", True, True),
+    (" {desc} {n_fmt} steps [{elapsed}{postfix}]", True, False),
+    (" {desc} {n_fmt} steps [{elapsed}{postfix}]", False, False),
+    (" {desc} {n_fmt} steps{postfix}", False, False),
+    (" {n_fmt} steps{postfix}", False, False),
+)
 
 
 class TerminalProgress(Progress):
@@ -39,36 +57,61 @@ class TerminalProgress(Progress):
             file=sys.stdout,
             leave=False,
             dynamic_ncols=True,
-            bar_format=_BAR if num_batches else _BAR_OF_UNKNOWN_LENGTH,
+            bar_format=self._layouts[0][0],
             mininterval=0,
         )
+
+    @property
+    def _layouts(self) -> tuple[tuple[str, bool, bool], ...]:
+        return _LAYOUTS if self.num_batches else _LAYOUTS_OF_UNKNOWN_LENGTH
 
     def wants_values(self) -> bool:
         """A bar is there to be drawn."""
         return self._bar is not None
 
     def show(self, values: Mapping[str, Any]) -> None:
-        """Redraw the bar."""
+        """Redraw the bar: the values, and of the rest what the terminal is wide enough for."""
         if self._bar is None:
             return
-        shown = [f"{self.samples_per_second:,.0f} samples/s"]
-        shown += [
+        shown = [
             f"{name} {format_value(name, value)}"
             for name, value in values.items()
             if isinstance(value, (int, float))
         ]
         self._bar.n = self.step
-        self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        for bar_format, with_speed, with_fit in self._layouts:
+            speed = [f"{self.samples_per_second:,.0f} samples/s"] if with_speed else []
+            fit_left = [f"fit {self._fit_left()} left"] if with_fit and self._fit_left() else []
+            if self._fits(bar_format, [*speed, *shown, *fit_left]):
+                break
+        else:  # a longer line would not be replaced
+            while shown and not self._fits(bar_format, shown):
+                shown.pop()
         self._bar.refresh()
 
+    def _fits(self, bar_format: str, postfix: list[str]) -> bool:
+        """Set what the bar draws, and tell whether that is one line."""
+        from tqdm.utils import disp_len
+
+        self._bar.bar_format = bar_format
+        self._bar.set_postfix_str(", ".join(postfix), refresh=False)
+        drawing = self._bar.format_dict
+        columns = drawing.pop("ncols")
+        return not columns or disp_len(self._bar.format_meter(**drawing, ncols=None)) < columns
+
+    def _fit_left(self) -> str:
+        seconds = self.fit_seconds_left if self.epoch < self.epochs else None
+        return "" if seconds is None else format_duration(seconds)
+
     def end_stage(self, values: Mapping[str, Any]) -> None:
-        """Close the bar; outside a fit its values are printed."""
+        """Close the bar; outside a fit its values are printed, where there are any."""
         self._close_bar()
-        if not self.epoch:
+        if values and not self.epoch:
             self.message(f"{self.stage}: {format_row(values)}")
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Print the epoch's line."""
+        super().end_epoch(row, best)
         seconds = format_duration(time.perf_counter() - self._epoch_started)
         width = len(str(self.epochs))
         mark = _highlight("  * best so far") if best else ""

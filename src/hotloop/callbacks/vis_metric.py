@@ -30,10 +30,10 @@ class VisMetric(Callback):
         self._told = False
 
     def on_fit_start(self, model: TrainedModel) -> None:
-        """Say where the plot will be."""
+        """Begin to count the time."""
+        del model
         self._started, self._drawing_seconds = time.perf_counter(), 0.0
-        if not in_notebook():
-            model.accelerator.print(f"the plot of {model.monitor} is in {self.save_path}")
+        self._told = False
 
     def on_validation_epoch_end(self, model: TrainedModel) -> None:
         """Draw, where enough time has passed since the last drawing."""
@@ -41,12 +41,14 @@ class VisMetric(Callback):
             self._draw(model)
 
     def on_fit_end(self, model: TrainedModel) -> None:
-        """Draw the whole history."""
-        self._draw(model)
+        """Draw the whole history, and say where."""
+        if self._draw(model) and not in_notebook():
+            model.accelerator.print(f"the plot of {model.monitor} is in {self.save_path}")
 
-    def _draw(self, model: TrainedModel) -> None:
+    def _draw(self, model: TrainedModel) -> bool:
+        """Write the plot; False where that could not be, or there is nothing to draw."""
         if not model.accelerator.is_main_process or not model.history.get(model.monitor):
-            return
+            return False
         started = time.perf_counter()
         num_rows = len(model.history[model.monitor])
         history = {name: column[:num_rows] for name, column in model.history.items()}
@@ -56,4 +58,7 @@ class VisMetric(Callback):
             if not self._told:
                 model.accelerator.print(f"the plot could not be written: {error}")
             self._told = True
-        self._drawing_seconds += time.perf_counter() - started
+            return False
+        finally:
+            self._drawing_seconds += time.perf_counter() - started
+        return True

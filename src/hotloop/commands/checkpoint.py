@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hotloop.commands.help import add_command
+
 app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run, and check them.")
 
 _PathArgument = Annotated[
@@ -16,7 +18,7 @@ _PathArgument = Annotated[
 ]
 
 
-@app.command()
+@add_command(app)
 def inspect(
     path: _PathArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -37,7 +39,7 @@ def inspect(
         console.print(table)
 
 
-@app.command()
+@add_command(app)
 def verify(path: _PathArgument) -> None:
     """Check sizes, checksums and contents; exit code 1 when anything is damaged."""
     from hotloop.errors import CheckpointError

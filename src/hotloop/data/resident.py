@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -41,8 +43,18 @@ _DEVICE_GATHER_BYTES = 1 << 26  # on an accelerator, where launches cost more th
 SLOW_SECONDS = 3.0  # longer reading goes through the loader's workers
 
 
+# shows how far the reading of a data set is, by its role, while its batches are taken; the last
+# argument is how many samples a batch has
+ShowReading = Callable[[str, DataLoader[Any], int], Iterator[Any]]
+
+
 def _say_nothing(text: str) -> None:
     del text
+
+
+def _show_nothing(role: str, batches: DataLoader[Any], batch_size: int) -> Iterator[Any]:
+    del role, batch_size
+    return iter(batches)
 
 
 class Declined(Exception):  # noqa: N818 - a decision, not an error
@@ -123,6 +135,7 @@ class ResidentSource(BatchSource):
         num_epochs: how often it will be iterated.
         budget_share: of the free memory; see ``resident_budget``.
         say: takes a line for the user when reading will take a while.
+        show: shows how far it is then.
 
     Raises:
         Declined: it stays on its loader; the text says why.
@@ -136,9 +149,10 @@ class ResidentSource(BatchSource):
         num_epochs: int,
         budget_share: float | None = None,
         say: Callable[[str], None] = _say_nothing,
+        show: ShowReading = _show_nothing,
     ) -> None:
         super().__init__(loader, role, device)
-        self._say = say
+        self._say, self._show = say, show
         reason = reason_against(loader, num_epochs)
         if reason is not None:
             raise Declined(reason)
@@ -193,8 +207,8 @@ class ResidentSource(BatchSource):
 
     def describe(self) -> str:
         """Say what is resident."""
-        size = self.num_bytes / 2**20
-        return f"{self.role} is resident: {len(self._loader.dataset):,} samples, {size:,.1f} MiB"  # type: ignore[arg-type]
+        dataset: Any = self._loader.dataset
+        return f"{self.role} is resident: {len(dataset):,} samples, {_size(self.num_bytes)}"
 
     def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
         """Yield ``(indices, batch on the device)``, on an accelerator with ``OccurringValues``.
@@ -324,13 +338,14 @@ class ResidentSource(BatchSource):
         before = RandomStates.read()
         attributes = DatasetAttributes.read(dataset)
         try:
-            for batch, used in self._watched_batches(dataset):
-                if used:
-                    raise Declined(
-                        f"reading samples draws random numbers ({', '.join(used)}); "
-                        f"do the random part as a batch_transform on the device"
-                    )
-                self._append(batch, len(dataset))
+            with contextlib.closing(self._watched_batches(dataset)) as batches:
+                for batch, used in batches:
+                    if used:
+                        raise Declined(
+                            f"reading samples draws random numbers ({', '.join(used)}); "
+                            f"do the random part as a batch_transform on the device"
+                        )
+                    self._append(batch, len(dataset))
             step = max(len(dataset) // _NUM_REREAD, 1)
             spread = list(range(0, len(dataset), step))
             if self._differs(spread):
@@ -348,18 +363,21 @@ class ResidentSource(BatchSource):
         for column in self._columns:
             column.codes = column.codes.to(self.device)
 
-    def _watched_batches(self, dataset: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    def _watched_batches(self, dataset: Any) -> Generator[tuple[Any, tuple[str, ...]], None, None]:
         """Read all samples once, in order; through workers when the first batch was slow."""
         watched = WatchedDataset(dataset)
         first = list(range(min(_FIRST_BATCH, len(dataset))))
         started = time.perf_counter()
         yield watched_collate(watched.__getitems__(first))
         seconds = (time.perf_counter() - started) / len(first) * len(dataset)
-        num_workers = 0
-        if seconds > SLOW_SECONDS:
+        num_workers, is_slow = 0, seconds > SLOW_SECONDS
+        if is_slow:
             num_workers = self._loader.num_workers
             seconds /= max(num_workers, 1)
-            self._say(f"reading all of {self.role} once, about {seconds:.0f} s")
+            self._say(
+                f"reading all of {self.role} once, about {seconds:.0f} s by its first "
+                f"{len(first)} samples"
+            )
         rest: DataLoader[Any] = DataLoader(
             watched,
             batch_sampler=[
@@ -371,7 +389,7 @@ class ResidentSource(BatchSource):
             multiprocessing_context=self._loader.multiprocessing_context if num_workers else None,
             generator=torch.Generator().manual_seed(0),  # leaves torch's own alone
         )
-        yield from rest
+        yield from self._show(self.role, rest, _READ_BATCH) if is_slow else rest
 
     def _append(self, batch: Any, num_rows: int) -> None:
         leaves = [leaf for _, leaf in iterate_leaves(batch)]
@@ -439,9 +457,16 @@ class ResidentSource(BatchSource):
 
 
 def make_source(
-    source: BatchSource, num_epochs: int, budget_share: float | None, say: Callable[[str], None]
+    source: BatchSource,
+    num_epochs: int,
+    budget_share: float | None,
+    say: Callable[[str], None],
+    show: ShowReading = _show_nothing,
 ) -> BatchSource:
-    """Return ``source`` from memory where that is safe, else as it is; say which, and why."""
+    """Return ``source`` from memory where that is safe, else as it is; say which, and why.
+
+    In one epoch alone memory gains nothing, and why the data stays on its loader is not said.
+    """
     if not isinstance(source.batches, DataLoader):
         return source
     streamed = AdaptiveSource(source, say) if source.loader_is_ours else source
@@ -449,13 +474,20 @@ def make_source(
         return streamed
     try:
         resident = ResidentSource(
-            source.batches, source.role, source.device, num_epochs, budget_share, say
+            source.batches, source.role, source.device, num_epochs, budget_share, say, show
         )
     except Declined as declined:
-        say(f"{source.role} stays on its loader: {declined}")
+        if num_epochs > 1:
+            say(f"{source.role} stays on its loader: {declined}")
         return streamed
     say(resident.describe())
     return resident
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 2**20:
+        return f"{math.ceil(num_bytes / 2**10):,} KiB"
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _over_budget(num_bytes: int, budget: int) -> str:

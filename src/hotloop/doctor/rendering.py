@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from hotloop.doctor.findings import NUMBERS, Diagnosis
+from hotloop.doctor.findings import NUMBERS, Change, Diagnosis
+
+_BESIDE_ARGUMENT = 68  # columns in which the rest of a change, with its note, can be read
 
 
 def render(diagnosis: Diagnosis) -> Any:
     """Return what rich prints."""
     from rich.console import Group
-    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
@@ -27,7 +29,8 @@ def render(diagnosis: Diagnosis) -> Any:
         table.add_row(name, f"{value:.3g}", f"{value / total:.0%}" if total else "")
     table.add_row("all", f"{total:.3g}", "", style="bold")
     table.add_row("without the bottleneck", f"{diagnosis.ceiling_seconds:.3g}", "")
-    if diagnosis.physical_seconds is not None:
+    # rates that were measured under load, or in another precision, are no limit
+    if diagnosis.physical_seconds is not None and diagnosis.physical_seconds <= total:
         table.add_row("at this device's measured rates", f"{diagnosis.physical_seconds:.3g}", "")
     parts.append(table)
     if diagnosis.copy_seconds is not None:
@@ -42,18 +45,7 @@ def render(diagnosis: Diagnosis) -> Any:
             )
         parts.append(table)
     if diagnosis.changes:
-        table = Table(title="what to do")
-        for column in ("gain", "write", "numbers", "how", ""):
-            table.add_column(column, justify="right" if column == "gain" else "left")
-        for change in diagnosis.changes:
-            table.add_row(
-                f"{change.gain:.2f}x",
-                escape(change.argument),
-                NUMBERS[change.numbers],
-                change.how,
-                escape(change.note),
-            )
-        parts.append(table)
+        parts.append(_Changes(diagnosis.changes))
     parts += [
         Text.assemble(("mistake: ", "bold"), f"{mistake.text}. {mistake.mend}")
         for mistake in diagnosis.mistakes
@@ -67,3 +59,31 @@ def render(diagnosis: Diagnosis) -> Any:
         )
     )
     return Group(*parts)
+
+
+class _Changes:
+    """The table of what to do; in a narrow terminal the notes are below it."""
+
+    def __init__(self, changes: list[Change]) -> None:
+        self.changes = changes
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.markup import escape
+        from rich.table import Table
+        from rich.text import Text
+
+        del console
+        longest = max(len(change.argument) for change in self.changes)
+        wide = longest + _BESIDE_ARGUMENT <= options.max_width
+        table = Table(title="what to do")
+        table.add_column("gain", justify="right", overflow="fold")
+        table.add_column("write", no_wrap=wide, overflow="fold")  # it is to be copied: never cut
+        for column in ("numbers", "how", "") if wide else ("numbers", "how"):
+            table.add_column(column, overflow="fold")
+        for change in self.changes:
+            row = [f"{change.gain:.2f}x", escape(change.argument), NUMBERS[change.numbers]]
+            row += [change.how, escape(change.note)] if wide else [change.how]
+            table.add_row(*row)
+        yield table
+        if not wide:
+            yield from (Text(f"{c.argument}: {c.note}") for c in self.changes if c.note)

@@ -77,6 +77,7 @@ def explain(found: Diagnosis, reading: Reading, not_resident: str | None, epochs
     if part == "compute" and found.flops_per_second and found.num_batches:
         step = found.epoch_seconds["compute"] / found.num_batches
         rate = found.step_flops / step / found.flops_per_second
-        reached = f"{rate:.0%}" if rate >= 0.01 else "less than 1%"
-        text += f"; it reaches {reached} of the float32 rate that was measured for this device"
+        if rate <= 1:  # else the rate was measured under load, or steps compute in less precision
+            reached = f"{rate:.0%}" if rate >= 0.01 else "less than 1%"
+            text += f"; it reaches {reached} of the float32 rate that was measured for this device"
     return text + "."

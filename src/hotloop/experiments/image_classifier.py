@@ -10,13 +10,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hotloop import datasets
+from hotloop.checkpoint.run import RunFolder, refuse_where_locked
 from hotloop.errors import SettingsError
+from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.model import KerasModel
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DATA_NAMES = ("fashion-mnist", "mnist", "digits")
+FILES = HISTORY, CURVES, WEIGHTS = "history.csv", "curves.png", "weights.pt"
+SAVED_RUN = run_folder_of(WEIGHTS).name  # of a run that can be gone on with
 
 
 def make_net(num_classes: int = 10) -> nn.Sequential:
@@ -49,6 +53,17 @@ def load_data(name: str, root: str | Path | None = None) -> datasets.Splits:
     if name == "digits":
         return datasets.digits(image_size=28)
     raise SettingsError(f"data={name!r} is not known: pass one of {', '.join(DATA_NAMES)}.")
+
+
+def set_aside(run_folder: Path) -> None:
+    """Move the checkpoints of an earlier run in ``run_folder`` away, so that none goes on with it.
+
+    Raises:
+        RunInUseError: it is being trained.
+    """
+    saved = run_folder / SAVED_RUN
+    refuse_where_locked(saved)
+    RunFolder(saved).set_aside()
 
 
 def make_model(lr: float = 0.01) -> KerasModel:
@@ -105,11 +120,11 @@ def train(
         patience=patience,
         monitor="val_acc",
         mode="max",
-        ckpt_path=run_folder / "weights.pt",
+        ckpt_path=run_folder / WEIGHTS,
         **{"plot": False, **fit_options},
     )
-    history.to_csv(run_folder / "history.csv", index=False)
+    history.to_csv(run_folder / HISTORY, index=False)
     if len(history):
         columns = {str(name): history[name].tolist() for name in history}
-        save_history_plot(columns, run_folder / "curves.png", monitor="val_acc", mode="max")
+        save_history_plot(columns, run_folder / CURVES, monitor="val_acc", mode="max")
     return history

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hotloop.callbacks.formatting import format_value
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
 from hotloop.checkpoint.files import check_writable
@@ -236,9 +237,11 @@ class FitRun:
                 self.model.net = self.parallel.net.module
             self.clock.finish()
         self._measure_peak()
-        self.progress.message(self.time_report.line())
+        if any(self.time_report.shares.values()):
+            self.progress.message(self.time_report.line())
         wait_for_all()
-        self.best.restore()
+        if self.best.restore():
+            self.progress.message(self._say_loaded())
         self.model.net.eval()
 
     @contextlib.contextmanager
@@ -294,6 +297,8 @@ class FitRun:
         keeper = self.keeper
         if keeper is not None:
             keeper.begin_training()
+            if keeper.finished:
+                return
         for epoch in range(1 if keeper is None else keeper.epoch, epochs + 1):
             if self._stops_early(epoch):
                 break
@@ -545,10 +550,21 @@ class FitRun:
         num_epochs, share = self.settings.epochs, self.settings.resident_budget
         if self.parallel is not None:
             share = self.parallel.resident_share(share)
-        say = self.progress.message
-        self.train_source = make_source(self.train_source, num_epochs, share, say)
+        rest = (num_epochs, share, self.progress.message, self._show_reading)
+        self.train_source = make_source(self.train_source, *rest)
         if self.val_source is not None:
-            self.val_source = make_source(self.val_source, num_epochs, share, say)
+            self.val_source = make_source(self.val_source, *rest)
+
+    def _show_reading(self, role: str, batches: Any, batch_size: int) -> Iterator[Any]:
+        """Yield batches of a data set that is read once, and show how far that is."""
+        self.progress.start_stage(f"reading {role}", 0, len(batches))
+        try:
+            for batch in batches:
+                yield batch
+                if self.progress.advance(batch_size):
+                    self.progress.show({})
+        finally:
+            self.progress.end_stage({})
 
     def _tune(self) -> None:
         """Choose the loaders' workers while training; the numbers stay what they are."""
@@ -579,12 +595,12 @@ class FitRun:
 
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))
-        kept = (
-            f"the best weights ({self.monitor} of epoch {self.stopping.best_epoch}) are loaded"
-            if self.best.saved
-            else "the net keeps the weights it has"
-        )
+        kept = "" if self.best.saved else ", the net keeps the weights it has"
         if self.keeper is not None and not stays_for_the_user(self.interrupt.received):
-            kept = self.keeper.say_what_is_saved()
+            kept = f", {self.keeper.say_what_is_saved()}"
         signal = "Ctrl-C" if self.interrupt.received in ("", "SIGINT") else self.interrupt.received
-        return f"stopped by {signal}: {finished} finished epochs are in the history, {kept}"
+        return f"stopped by {signal}: {finished} finished epochs are in the history{kept}"
+
+    def _say_loaded(self) -> str:
+        best, epoch = self.stopping.best, self.stopping.best_epoch
+        return f"best {self.monitor} {format_value(self.monitor, best)} of epoch {epoch} is loaded"

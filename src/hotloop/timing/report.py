@@ -98,12 +98,14 @@ class TimeReport:
         return flops / seconds / self.peak.flops_per_second
 
     def line(self) -> str:
-        """Return the run's times as one line."""
-        parts = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        text = f"time: {parts}: {self.verdict}"
-        if self.peak_share is not None:
+        """Return the run's times as one line; shares that round to nothing are left out."""
+        shares = [f"{name} {share:.0%}" for name, share in self.shares.items() if share >= 0.005]
+        text = ": ".join(filter(None, ("time", ", ".join(shares), self.verdict)))
+        reached = self.peak_share
+        # more than all was measured under load, or is what less precision brings
+        if reached is not None and reached <= 1:
             joint = " at" if self.verdict == "compute-bound" else "; compute reaches"
-            share = f"{self.peak_share:.0%}" if self.peak_share >= 0.01 else "less than 1%"
+            share = f"{reached:.0%}" if reached >= 0.01 else "less than 1%"
             text += f"{joint} {share} of this device's measured fp32 peak"
         return text
 
@@ -131,12 +133,13 @@ class TimeReport:
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """Return a chart of seconds by phase, one stacked bar an epoch."""
+        """Return a chart of seconds by phase, one stacked bar an epoch; a notebook shows it."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+
+        from hotloop.timing.figure import ShownFigure
 
         epochs = sorted({stage.epoch for stage in self.stages})
-        figure = Figure(figsize=(8, 4), layout="constrained")
+        figure = ShownFigure(figsize=(8, 4), layout="constrained")
         FigureCanvasAgg(figure)  # no window: what shows it is the caller's
         axes = figure.add_subplot()
         bottom = [0.0] * len(epochs)

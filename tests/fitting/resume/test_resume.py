@@ -50,7 +50,7 @@ def make_model(small, seed=0, lr=0.01):
     return KerasModel(net, nn.CrossEntropyLoss(), optimizer=optimizer), loader
 
 
-def test_a_finished_run_is_not_trained_again_and_can_be_made_longer(small):
+def test_a_finished_run_is_not_trained_again_and_can_be_made_longer(small, capsys):
     model, loader = make_model(small)
     first = model.fit(loader, loader, epochs=2, resume=True, quiet=True)
     again, loader = make_model(small, seed=5)
@@ -58,11 +58,34 @@ def test_a_finished_run_is_not_trained_again_and_can_be_made_longer(small):
     assert history.equals(first)
     for left, right in zip(model.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(left, right)
+    assert capsys.readouterr().out == ""
+    again.fit(loader, loader, epochs=2, resume=True, plot=False)
+    said = capsys.readouterr().out
+    assert said.count("finished already: 2 epochs are done, and epochs=2\n") == 1
+    assert "going on" not in said
+    assert "time:" not in said
+    assert "of epoch 2 is loaded" in said
     longer, loader = make_model(small, seed=5)
     history = longer.fit(loader, loader, epochs=4, resume=True, quiet=True)
     straight, loader = make_model(small)
     expected = straight.fit(loader, loader, epochs=4, ckpt_path="other", quiet=True)
     assert history.equals(expected)
+
+
+def test_a_run_that_stopped_early_is_finished_unless_there_is_more_patience(small, capsys):
+    options = {"epochs": 9, "resume": True, "plot": False, "mode": "max"}  # of a loss that falls
+    finished = (
+        "finished already: early stopping after 3 epochs, since val_loss did not improve in 2"
+    )
+    for patience, num_epochs, begins in [(2, 3, ""), (2, 3, finished), (4, 5, "going on with")]:
+        model, loader = make_model(small)
+        history = model.fit(loader, loader, patience=patience, **options)
+        assert len(history) == num_epochs
+        said = capsys.readouterr().out
+        assert begins in said
+        assert said.count("early stopping") == 1
+        assert said.count("going on with") == (begins == "going on with")
+        assert said.count("time:") == (begins != finished)
 
 
 def test_without_resume_an_earlier_run_is_set_aside(small, capsys):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from hotloop.experiments.bench.outcome import Outcome
 
 
+_FILES = ("bench.json", "bench.csv", "bench.png", "report.html")
+
+
 class Choice(StrEnum):
     """The experiments, or all of them."""
 
@@ -44,6 +47,9 @@ def bench(
     data_folder: Annotated[
         Path | None, typer.Option(help="Where Fashion-MNIST lies, or is to be put.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write over an earlier run's files in --out.")
+    ] = False,
 ) -> None:
     """CPU against GPU: the same three experiments on every device, timed honestly.
 
@@ -63,20 +69,16 @@ def bench(
 
     from rich.console import Console
 
-    from hotloop.errors import SettingsError
     from hotloop.experiments.bench.plan import EXPERIMENTS, choose_sizes
     from hotloop.experiments.bench.run import run_bench
+    from hotloop.experiments.run_folder import made, refuse_to_overwrite
 
     console = Console()
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = out or Path("runs") / f"bench-{stamp}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # known before anything is run
-    except OSError as error:
-        raise SettingsError(
-            f"out={folder} cannot be written: {error.strerror}; pass another folder."
-        ) from error
-    with _Bars(console) as display:
+    if not overwrite:
+        refuse_to_overwrite(folder, _FILES, "pass another folder, or --overwrite")
+    with made(folder), _Bars(console) as display:  # known before anything is run
         outcome = run_bench(
             EXPERIMENTS if experiment is Choice.ALL else (experiment.value,),
             None if devices is None else [name.strip() for name in devices.split(",")],

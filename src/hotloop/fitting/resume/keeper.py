@@ -42,11 +42,12 @@ class RunKeeper:
     Attributes:
         epoch: the epoch to begin or go on with.
         step: training steps done in the run.
+        finished: whether the run that was found has nothing left to train.
     """
 
     def __init__(self, run: Run, settings: ResumeSettings, callbacks: Any = ()) -> None:
         self.run, self.settings, self.callbacks = run, settings, list(callbacks)
-        self.epoch, self.step = 1, 0
+        self.epoch, self.step, self.finished = 1, 0, False
         self.folder = RunFolder(run_folder_of(run.settings.ckpt_path), settings.keep_checkpoints)
         self._say = run.progress.message
         self._lock: RunLock | None = None
@@ -98,7 +99,12 @@ class RunKeeper:
             if checkpoint is not None:
                 self._restore_or_refuse(checkpoint)
                 self._factor = checkpoint.state["lr_factor"]
-                self._say(f"going on with {self._describe(checkpoint)}")
+                self.finished = self._is_finished()
+                self._say(
+                    self._describe_finished()
+                    if self.finished
+                    else f"going on with {self._describe(checkpoint)}"
+                )
         else:
             aside = self.folder.set_aside()
             if aside is not None:
@@ -392,6 +398,20 @@ class RunKeeper:
         kept = checkpoint.best.read_bytes()
         if not best.path.is_file() or best.path.read_bytes() != kept:
             write_atomically(best.path, lambda file: file.write(kept))
+
+    def _is_finished(self) -> bool:
+        stops_early = self.epoch > 1 and self.run.stopping.should_stop
+        return bool(stops_early) or self.epoch > self.run.settings.epochs
+
+    def _describe_finished(self) -> str:
+        run, done = self.run, self.run.stopping.epoch
+        why = f"{done} epochs are done, and epochs={run.settings.epochs}"
+        if self.epoch <= run.settings.epochs:
+            why = (
+                f"early stopping after {done} epochs, since {run.monitor} did not improve in "
+                f"{run.settings.patience}"
+            )
+        return f"the run in '{self.folder.path}' is finished already: {why}"
 
     def _describe(self, checkpoint: Checkpoint) -> str:
         place = checkpoint.state["train_place"]

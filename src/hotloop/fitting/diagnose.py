@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.errors import HotloopError, IndexRangeError, LabelError, ShapeError
-from hotloop.fitting.index_ranges import LabelRange, is_plain_embedding, refuse_indices
+from hotloop.errors import HotloopError, IndexRangeError, ShapeError
+from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
 from hotloop.nested import describe, describe_tensor, iterate_tensors
 from hotloop.placement import explain_device_error
 
@@ -99,34 +99,6 @@ def explain_device_assert(error: Exception, device: torch.device) -> IndexRangeE
         f"a kernel on {device} was given an index out of range, in this step or one shortly "
         f"before, and this process cannot use the device any more ({str(error).splitlines()[0]}): "
         f"the same fit with cpu=True, in a new process, names the layer and the sample."
-    )
-
-
-def explain_loss_error(
-    error: Exception, loss_fn: Any, preds: Any, labels: Any
-) -> HotloopError | None:
-    """Name predictions and labels that a loss function refused."""
-    if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)):
-        return None
-    if is_out_of_memory(error):
-        return None
-    misplaced = explain_device_error(error, loss_fn=loss_fn, predictions=preds, labels=labels)
-    if misplaced is not None:
-        return misplaced
-    label_range = LabelRange(loss_fn)
-    if label_range.applies and isinstance(labels, torch.Tensor) and not labels.is_floating_point():
-        try:
-            label_range.refuse(preds, labels)
-        except LabelError as refused:
-            return refused
-    if not isinstance(preds, torch.Tensor):
-        return None
-    lines = str(error).strip().splitlines()
-    return ShapeError(
-        f"{getattr(loss_fn, '__name__', type(loss_fn).__name__)} refused "
-        f"{describe(preds, 'predictions')} with {describe(labels, 'labels')} "
-        f"({lines[0] if lines else type(error).__name__}): give it labels of the shape and dtype "
-        f"it documents."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,7 @@ from hotloop.doctor import Diagnosis, diagnose
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
+from hotloop.fitting.keywords import check_keywords
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
@@ -85,8 +87,9 @@ class KerasModel(nn.Module):
             )
         self.net, self.loss_fn = net, loss_fn
         self.metrics_dict = check_metrics(metrics_dict)
+        self._default_optimizer = None
         if optimizer is None:
-            optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
+            optimizer = self._default_optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
         check_optimizer(optimizer, net, [loss_fn, *kwargs.values()])
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.kwargs = kwargs
@@ -239,6 +242,7 @@ class KerasModel(nn.Module):
             RunInterrupted: a signal ended a run that is saved.
         """
         arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
+        self._check_keywords(bool(callbacks))
         settings = FitSettings(
             epochs=epochs,
             ckpt_path=ckpt_path,
@@ -311,6 +315,7 @@ class KerasModel(nn.Module):
         Returns:
             ``{"val_loss": ..., "val_acc": ...}``, averaged over samples.
         """
+        self._check_keywords(callbacks_may_read=True)  # those of a fit
         accelerator = self._place()
         source = as_batches(val_data, "val_data", accelerator.device, batch_size)
         runner = self.StepRunner(
@@ -372,6 +377,7 @@ class KerasModel(nn.Module):
             DiagnosisError: no trial can be run; says why.
             SettingsError: an argument that ``fit`` would refuse.
         """
+        self._check_keywords(callbacks_may_read=True)
         settings = FitSettings.of_fit(fit_arguments)
         device = choose_device(settings.cpu).device
         sources = _make_sources(train_data, val_data, device, settings.batch_size)
@@ -425,6 +431,10 @@ class KerasModel(nn.Module):
         """
         load_weights(self.net, self._path_or_last(ckpt_path))
         self.from_scratch = False
+
+    def _check_keywords(self, callbacks_may_read: bool) -> None:
+        if type(self) is KerasModel and self.kwargs:
+            check_keywords(self, inspect.signature(self.fit).parameters, callbacks_may_read)
 
     def _plan_devices(self, devices: Any, cpu: bool, arguments: Any) -> DevicePlan | None:
         if devices is None or isinstance(devices, DevicePlan):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from hotloop.data.collating import NO_BATCH
 from hotloop.data.feed import Feed
 from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
 from hotloop.data.place import Place
@@ -119,6 +121,15 @@ class BatchSource:
                         f"set the same shape, or pass a collate_fn that pads them."
                     ) from error
                 raise
+            except TypeError as error:
+                found = re.search(rf"{NO_BATCH}.*found <class '(\S+)'>", str(error))
+                if found is None:
+                    raise
+                raise DataError(
+                    f"a sample of batch {num_read + 1} of {self.role} holds a {found[1]}, of "
+                    f"which torch makes no batch: give a number or tensor in its place, leave "
+                    f"such samples out, or pass a collate_fn to the DataLoader."
+                ) from error
             num_read += 1
             yield batch
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hotloop.errors import HotloopError, LabelError, ShapeError
+from hotloop.errors import GradientError, HotloopError, LabelError, ShapeError
 from hotloop.fitting.diagnose import is_out_of_memory
 from hotloop.fitting.index_ranges import LabelRange
 from hotloop.nested import describe, iterate_leaves
@@ -51,7 +52,7 @@ def explain_loss_error(
     Returns:
         The error to raise in its place, or None where nothing more is known.
     """
-    if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)):
+    if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError, AttributeError)):
         return None
     if is_out_of_memory(error):
         return None
@@ -69,7 +70,9 @@ def explain_loss_error(
         except LabelError as out_of_range:
             return out_of_range
     if not isinstance(preds, torch.Tensor):
-        return None
+        return _explain_no_tensor(loss_fn, preds) if _is_torchs(loss_fn) else None
+    if isinstance(error, AttributeError) and not _is_torchs(loss_fn):
+        return None  # a mistake in the user's own code
     lines = str(error).strip().splitlines()
     return ShapeError(
         f"{_name_of(loss_fn)} refused {describe(preds, 'predictions')} with "
@@ -119,11 +122,68 @@ def _refuse_broadcast(loss_fn: Any, preds: torch.Tensor, labels: torch.Tensor) -
         )
 
 
+def explain_backward_error(
+    error: RuntimeError, net: nn.Module, loss_fn: Any, loss: Any
+) -> HotloopError | None:
+    """Say why a loss has no gradient, or which dtype it refuses in the backward pass.
+
+    Args:
+        error: what the backward pass raised.
+        net: that is trained.
+        loss_fn: the loss function.
+        loss: what it returned.
+
+    Returns:
+        The error to raise in its place, or None where nothing more is known.
+    """
+    if isinstance(error, HotloopError) or not isinstance(loss, torch.Tensor):
+        return None
+    if not loss.requires_grad:
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            return GradientError(
+                "no parameter of the net requires a gradient, so that there is nothing to train: "
+                "let some with requires_grad_(True), or call evaluate instead of fit."
+            )
+        return GradientError(
+            "the loss does not depend on the net's parameters, for something on the way to it "
+            "has no gradient (detach, argmax, .item(), torch.tensor, no_grad): compute it from "
+            "the net's predictions with operations that have one."
+        )
+    if str(error).startswith("Found dtype") and _rule_of(loss_fn) in _OF_NUMBERS:
+        return ShapeError(
+            f"{_name_of(loss_fn)} has no gradient for labels of this dtype "
+            f"({str(error).splitlines()[0]}): it takes labels of the predictions' dtype; pass "
+            f"labels.float()."
+        )
+    return None
+
+
 def _rule_of(loss_fn: Any) -> Any:
     """Return what tells torch's own losses from others: a function, or a class' ``forward``."""
     if isinstance(loss_fn, nn.Module) and "forward" not in vars(loss_fn):
         return type(loss_fn).forward
     return loss_fn
+
+
+def _is_torchs(loss_fn: Any) -> bool:
+    """Tell whether a loss is one of torch's, which take tensors."""
+    where = getattr(_rule_of(loss_fn), "__module__", "")
+    return where in ("torch.nn.modules.loss", "torch.nn.functional", "torch._C._nn")
+
+
+def _explain_no_tensor(loss_fn: Any, preds: Any) -> ShapeError:
+    name = _name_of(loss_fn)
+    if preds is None:
+        return ShapeError(
+            f"the net returns None and {name} takes a tensor: return the predictions from forward."
+        )
+    key = next(iter(preds), 0) if isinstance(preds, Mapping) else 0
+    loss = f"{name}()" if isinstance(loss_fn, nn.Module) else name
+    return ShapeError(
+        f"the net returns a {type(preds).__name__} ({describe(preds, 'preds')}) and {name} takes "
+        f"one tensor: return that from forward, or pass a loss_fn that picks it, as lambda preds, "
+        f"labels: {loss}(preds[{key!r}], labels)."
+    )
 
 
 def _name_of(loss_fn: Any) -> str:

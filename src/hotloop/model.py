@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from hotloop.callbacks.check import check_callbacks
 from hotloop.callbacks.progress import Progress, make_progress
 from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
@@ -241,6 +242,7 @@ class KerasModel(nn.Module):
             HotloopError: bad input, before training where that can be seen; see docs/errors.md.
             RunInterrupted: a signal ended a run that is saved.
         """
+        callbacks = check_callbacks(callbacks)
         arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
         self._check_keywords(bool(callbacks))
         settings = FitSettings(
@@ -288,7 +290,7 @@ class KerasModel(nn.Module):
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, mode
         self.ckpt_path, self.patience = ckpt_path, patience
-        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
+        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *callbacks]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
         progress.start_fit(epochs=epochs, monitor=run.monitor, mode=mode)

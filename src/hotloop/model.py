@@ -14,6 +14,7 @@ from hotloop.callbacks.check import check_callbacks
 from hotloop.callbacks.progress import Progress, make_progress
 from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
+from hotloop.data.arrays import refuse_lone_parts
 from hotloop.data.prediction import Outputs, prediction_batches
 from hotloop.distributed.devices import DevicePlan, plan_devices
 from hotloop.distributed.processes import is_main_process
@@ -30,7 +31,7 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
-from hotloop.fitting.trainable import call_hooks, place
+from hotloop.fitting.trainable import call_hooks, is_users_own, place
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.timing.clock import StepClock
@@ -164,9 +165,10 @@ class KerasModel(nn.Module):
         """Train, validate, stop early, and load the best weights back.
 
         Args:
-            train_data: a DataLoader, any iterable of batches, a Dataset (with ``batch_size``) or
-                a tuple of tensors or arrays ``(inputs, labels)``. A batch is ``(inputs, ...,
-                labels)`` or a dict.
+            train_data: a DataLoader, any iterable of batches, a Dataset (with ``batch_size``), or
+                tensors or arrays of one length: a tuple ``(inputs, labels)``, whose inputs may be
+                nested in tuples, lists and dicts, or a dict. A batch is ``(inputs, ..., labels)``
+                or a dict.
             val_data: the same, for validation; None for none.
             epochs: the most epochs to train.
             ckpt_path: the file for the best weights, a state dict of the bare net in
@@ -245,6 +247,7 @@ class KerasModel(nn.Module):
         callbacks = check_callbacks(callbacks)
         arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
         self._check_keywords(bool(callbacks))
+        self._check_form(train_data, val_data)
         settings = FitSettings(
             epochs=epochs,
             ckpt_path=ckpt_path,
@@ -437,6 +440,12 @@ class KerasModel(nn.Module):
     def _check_keywords(self, callbacks_may_read: bool) -> None:
         if type(self) is KerasModel and self.kwargs:
             check_keywords(self, inspect.signature(self.fit).parameters, callbacks_may_read)
+
+    def _check_form(self, train_data: Any, val_data: Any) -> None:
+        """Refuse data that no code of the user's own would make a batch of."""
+        own = is_users_own(self) or type(self).step is not KerasModel.step
+        if self.loss_fn is not None and not own and self.EpochRunner is EpochRunner:
+            refuse_lone_parts(train_data, val_data)
 
     def _plan_devices(self, devices: Any, cpu: bool, arguments: Any) -> DevicePlan | None:
         if devices is None or isinstance(devices, DevicePlan):

@@ -77,4 +77,7 @@ def _places_of(sample: Any) -> list[str]:
 
 
 def _list(places: list[str]) -> str:
-    return ", ".join(places) if any(places) else "of a single value"
+    if not any(places):
+        return "of a single value"
+    more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+    return ", ".join(places[:4]) + more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.data.unpack import forward_parameters
 from hotloop.errors import HotloopError, IndexRangeError, ShapeError
 from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
 from hotloop.nested import describe, describe_tensor, iterate_leaves, iterate_tensors
@@ -64,6 +66,8 @@ def explain_forward_error(
         isinstance(error, NotImplementedError) and not is_of_dtype
     ):
         return None
+    if isinstance(error, TypeError) and (explained := _explain_arguments(net, args, kwargs)):
+        return explained
     if text.startswith(_ONE_VALUE):
         return _explain_one_value(error, net, args, kwargs)
     if _NO_TENSOR.search(text) is not None:
@@ -165,6 +169,23 @@ def _explain_one_value(
         f"single sample ({given}) has no spread: pass drop_last=True to the DataLoader, or a batch "
         f"size that leaves no single sample over."
     )
+
+
+def _explain_arguments(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ShapeError | None:
+    """Explain that a net takes another number of inputs; None where it takes these."""
+    parameters = forward_parameters(net)
+    try:
+        inspect.Signature(list(parameters.values())).bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join(filter(None, (describe(args, "inputs"), _keywords(kwargs))))
+        return ShapeError(
+            f"the net's forward takes ({', '.join(map(str, parameters.values()))}) and is given "
+            f"{len(args) + len(kwargs)} of the batch ({given}; {error}): give batches of its "
+            f"inputs in this order with the labels last, or dicts with these names."
+        )
+    return None
 
 
 def _name_raising(error: Exception, net: nn.Module) -> str:

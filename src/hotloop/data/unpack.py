@@ -45,6 +45,8 @@ class Unpacker:
             return self._split_mapping(batch)
         if isinstance(batch, (tuple, list)):
             if len(batch) >= 2:
+                if self._num_needed < 2:
+                    return tuple(batch[:-1]), {}, batch[-1]
                 return *self._take_apart(batch[:-1]), batch[-1]
             if len(batch) == 1 and self.net_computes_loss:
                 return *self._take_apart(batch), None

@@ -76,6 +76,10 @@ class OptimizerError(HotloopError, ValueError):
     """The optimizer does not belong to the net."""
 
 
+class GradientError(HotloopError, RuntimeError):
+    """The loss has no gradient to train with."""
+
+
 class MonitorError(HotloopError, KeyError):
     """The monitored name is not a column of the history."""
 

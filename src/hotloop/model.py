@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from hotloop.callbacks.check import check_callbacks
 from hotloop.callbacks.progress import Progress, make_progress
 from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, has_samples
+from hotloop.data.arrays import refuse_lone_parts
 from hotloop.data.prediction import Outputs, prediction_batches
 from hotloop.distributed.devices import DevicePlan, plan_devices
 from hotloop.distributed.processes import is_main_process
@@ -19,6 +22,7 @@ from hotloop.doctor import Diagnosis, diagnose
 from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
+from hotloop.fitting.keywords import check_keywords
 from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
@@ -27,7 +31,7 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MODE, DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
-from hotloop.fitting.trainable import call_hooks, place
+from hotloop.fitting.trainable import call_hooks, is_users_own, place
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.inspection.preserve import main_device
 from hotloop.metrics.accumulate import check_metrics
@@ -87,8 +91,9 @@ class KerasModel(nn.Module):
             )
         self.net, self.loss_fn = net, loss_fn
         self.metrics_dict = check_metrics(metrics_dict)
+        self._default_optimizer = None
         if optimizer is None:
-            optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
+            optimizer = self._default_optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
         check_optimizer(optimizer, net, [loss_fn, *kwargs.values()])
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.kwargs = kwargs
@@ -164,9 +169,10 @@ class KerasModel(nn.Module):
         """Train, validate, stop early, and load the best weights back.
 
         Args:
-            train_data: a DataLoader, any iterable of batches, a Dataset (with ``batch_size``) or
-                a tuple of tensors or arrays ``(inputs, labels)``. A batch is ``(inputs, ...,
-                labels)`` or a dict.
+            train_data: a DataLoader, any iterable of batches, a Dataset (with ``batch_size``), or
+                tensors or arrays of one length: a tuple ``(inputs, labels)``, whose inputs may be
+                nested in tuples, lists and dicts, or a dict. A batch is ``(inputs, ..., labels)``
+                or a dict.
             val_data: the same, for validation; None for none.
             epochs: the most epochs to train.
             ckpt_path: the file for the best weights, a state dict of the bare net in
@@ -244,7 +250,10 @@ class KerasModel(nn.Module):
             HotloopError: bad input, before training where that can be seen; see docs/errors.md.
             RunInterrupted: a signal ended a run that is saved.
         """
+        callbacks = check_callbacks(callbacks)
         arguments = {k: v for k, v in locals().items() if k not in ("self", "devices")}
+        self._check_keywords(bool(callbacks))
+        self._check_form(train_data, val_data)
         settings = FitSettings(
             epochs=epochs,
             ckpt_path=ckpt_path,
@@ -291,7 +300,7 @@ class KerasModel(nn.Module):
         self.epochs, self.monitor, self.mode = epochs, run.monitor, run.mode
         self.ckpt_path, self.patience = ckpt_path, patience
         self.stop_training = False
-        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *(callbacks or [])]
+        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *callbacks]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
         progress.start_fit(epochs=epochs, monitor=run.monitor, mode=run.mode)
@@ -342,6 +351,7 @@ class KerasModel(nn.Module):
         Returns:
             ``{"val_loss": ..., "val_acc": ...}``, averaged over samples.
         """
+        self._check_keywords(callbacks_may_read=True)  # those of a fit
         accelerator = self._place()
         source = as_batches(val_data, "val_data", accelerator.device, batch_size)
         runner = self.StepRunner(
@@ -404,6 +414,7 @@ class KerasModel(nn.Module):
             DiagnosisError: no trial can be run; says why.
             SettingsError: an argument that ``fit`` would refuse.
         """
+        self._check_keywords(callbacks_may_read=True)
         settings = FitSettings.of_fit(fit_arguments)
         device = choose_device(settings.cpu).device
         sources = _make_sources(train_data, val_data, device, settings.batch_size)
@@ -457,6 +468,16 @@ class KerasModel(nn.Module):
         """
         load_weights(self.net, self._path_or_last(ckpt_path))
         self.from_scratch = False
+
+    def _check_keywords(self, callbacks_may_read: bool) -> None:
+        if type(self) is KerasModel and self.kwargs:
+            check_keywords(self, inspect.signature(self.fit).parameters, callbacks_may_read)
+
+    def _check_form(self, train_data: Any, val_data: Any) -> None:
+        """Refuse data that no code of the user's own would make a batch of."""
+        own = is_users_own(self) or type(self).step is not KerasModel.step
+        if self.loss_fn is not None and not own and self.EpochRunner is EpochRunner:
+            refuse_lone_parts(train_data, val_data)
 
     def _plan_devices(self, devices: Any, cpu: bool, arguments: Any) -> DevicePlan | None:
         if devices is None or isinstance(devices, DevicePlan):

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    TensorDataset,
-    default_collate,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from hotloop.data.arrays import (
+    arrays_dataset,
+    is_arrays,
+    is_nested_arrays,
+    nested_dataset,
+    refuse_dict,
+)
+from hotloop.data.collating import NO_BATCH
 from hotloop.data.feed import Feed
 from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
 from hotloop.data.place import Place
 from hotloop.errors import DataError
-from hotloop.nested import describe
 from hotloop.timing.clock import StepClock
 
 DEFAULT_BATCH_SIZE = 32
@@ -136,6 +138,15 @@ class BatchSource:
                         f"set the same shape, or pass a collate_fn that pads them."
                     ) from error
                 raise
+            except TypeError as error:
+                found = re.search(rf"{NO_BATCH}.*found <class '(\S+)'>", str(error))
+                if found is None:
+                    raise
+                raise DataError(
+                    f"a sample of batch {num_read + 1} of {self.role} holds a {found[1]}, of "
+                    f"which torch makes no batch: give a number or tensor in its place, leave "
+                    f"such samples out, or pass a collate_fn to the DataLoader."
+                ) from error
             num_read += 1
             yield batch
 
@@ -177,9 +188,9 @@ def as_batches(
 
     Args:
         data: a ``DataLoader``; any iterable of batches, whose number of batches is its ``size``,
-            else its ``len``, else unknown; a ``Dataset``; or a tuple of tensors or arrays of
-            equal length, ``(inputs, ..., labels)``. In arrays float64 becomes torch's default
-            dtype, as the net's weights have it.
+            else its ``len``, else unknown; a ``Dataset``; or tensors or arrays of equal length: a
+            tuple ``(inputs, ..., labels)``, whose inputs may be nested, or a dict. In arrays
+            float64 becomes torch's default dtype, as the net's weights have it.
         role: the argument's name, for errors.
         device: where batches go.
         batch_size: samples a batch for a ``Dataset`` (needed) or arrays (32 when not given).
@@ -190,10 +201,14 @@ def as_batches(
     """
     if isinstance(data, BatchSource):
         return data
-    if is_arrays(data):
-        dataset = _arrays_dataset(data, role)
-        loader = DataLoader(dataset, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=shuffle)
+    if is_arrays(data) or is_nested_arrays(data):
+        dataset = arrays_dataset(data, role) if is_arrays(data) else nested_dataset(data, role)
+        loader: DataLoader[Any] = DataLoader(
+            dataset, batch_size=batch_size or DEFAULT_BATCH_SIZE, shuffle=shuffle
+        )
         return BatchSource(loader, role, device)
+    if isinstance(data, Mapping) and not isinstance(data, Dataset):
+        refuse_dict(data, role)
     if isinstance(data, Dataset) or (batch_size is not None and has_samples(data)):
         if batch_size is None:
             raise DataError(
@@ -220,51 +235,6 @@ def as_batches(
             f"iterable of batches, a Dataset with batch_size=, or a tuple (inputs, labels)."
         )
     return BatchSource(data, role, device)
-
-
-def is_arrays(data: Any) -> bool:
-    """Tell whether ``data`` is a tuple or list of whole tensors or arrays."""
-    return (
-        isinstance(data, (tuple, list))
-        and 0 < len(data) < 16
-        and all(isinstance(part, torch.Tensor) or _is_array(part) for part in data)
-    )
-
-
-def to_tensor(array: Any, role: str) -> torch.Tensor:
-    """Make a tensor of a tensor, numpy array, pandas column or frame, keeping its dtype.
-
-    A float64 array becomes torch's default dtype: that is numpy's default, not a choice.
-    """
-    if isinstance(array, torch.Tensor):
-        return array
-    import numpy as np
-
-    values = np.asarray(array)
-    if values.dtype.kind not in "biuf":
-        raise DataError(
-            f"{role} holds an array of {values.dtype}, and tensors need numbers: encode it first."
-        )
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
-
-
-def _arrays_dataset(data: Any, role: str) -> TensorDataset:
-    tensors = [to_tensor(part, role) for part in data]
-    if any(tensor.dim() == 0 for tensor in tensors) or len({len(t) for t in tensors}) != 1:
-        raise DataError(
-            f"the arrays of {role} differ in length ({describe(tensors, role)}): "
-            f"pass arrays with one row for each sample."
-        )
-    if not len(tensors[0]):
-        raise DataError(
-            f"{role} is empty: its arrays have no row; pass data with at least one sample."
-        )
-    return TensorDataset(*tensors)
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") and hasattr(value, "shape")
 
 
 def has_samples(data: Any) -> bool:

@@ -25,7 +25,7 @@ from hotloop.data.reading import (
     WorkerStart,
     as_it_is,
 )
-from hotloop.errors import SampleError, WorkerDiedError
+from hotloop.errors import DataError, SampleError, WorkerDiedError
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ class GuardedLoader:
         self._reading = context.RawArray("q", [-1] * num_workers) if num_workers else None
         together = callable(getattr(loader.dataset, "__getitems__", None))
         reads: Reads = (BatchReads if together else Reads)(loader.dataset, self._reading)
-        collate: Any = Collate(loader.collate_fn, skip_bad, track)
+        collate: Any = Collate(loader.collate_fn, skip_bad, track, reads, role)
         if measure:
             reads, collate = MeasuredReads(reads, collate), as_it_is
         self.feed = IndexFeed(loader.batch_sampler)
@@ -152,6 +152,7 @@ class GuardedLoader:
             on_empty: called in the place of a batch of which no sample could be read.
 
         Raises:
+            DataError: torch makes no batch of a sample; names it.
             SampleError: a sample cannot be read; names it.
             WorkerDiedError: a worker was killed or crashed; names what it was reading.
         """
@@ -179,6 +180,8 @@ class GuardedLoader:
                 return
             batch, note = pair
             self.cost = note.cost
+            if note.refused is not None:
+                raise DataError(note.refused)
             if note.bad:
                 self._take_bad(note)
             if note.states is not None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from hotloop.data.adapt import DEFAULT_BATCH_SIZE, BatchSource, as_batches, to_tensor
+from hotloop.data.adapt import DEFAULT_BATCH_SIZE, BatchSource, as_batches
+from hotloop.data.arrays import is_array, to_tensor
 from hotloop.errors import DataError
 from hotloop.nested import iterate_tensors
 
@@ -23,7 +24,7 @@ def prediction_batches(data: Any, device: torch.device, batch_size: int | None) 
         device: where batches go.
         batch_size: samples a batch, where ``data`` has samples.
     """
-    if isinstance(data, torch.Tensor) or (hasattr(data, "__array__") and hasattr(data, "shape")):
+    if is_array(data):
         inputs = TensorDataset(to_tensor(data, "data"))
         loader = DataLoader(inputs, batch_size=batch_size or DEFAULT_BATCH_SIZE)
         return BatchSource(loader, "data", device)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torch.utils.data import default_collate as torch_default_collate
 
+from hotloop.data.arrays import NestedTensors
 from hotloop.data.random_state import RandomStates
 
 _MAX_DEPTH = 6
@@ -58,7 +59,7 @@ def is_known_pure(dataset: Any) -> bool:
         return is_known_pure(dataset.dataset)
     if type(dataset) is ConcatDataset:
         return all(is_known_pure(part) for part in dataset.datasets)
-    return type(dataset) is TensorDataset
+    return type(dataset) in (TensorDataset, NestedTensors)
 
 
 class DatasetAttributes:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from hotloop.data.collating import explain_samples
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.random_state import RandomStates
 from hotloop.data.working_time import working_seconds
@@ -69,7 +70,10 @@ class Note:
         states: its random states after the batch; None where they did not move.
         bad: samples that could not be read.
         cost: of reading it; None where nobody measured.
+        refused: why torch made no batch of the samples; None where it did.
     """
+
+    refused: str | None = None
 
     def __init__(self, worker: int | None, states: Any, bad: list[BadSample]) -> None:
         self.worker, self.states, self.bad = worker, states, bad
@@ -82,11 +86,15 @@ class Reads(Dataset[Any]):
     Args:
         dataset: the user's.
         reading: one number for each worker, shared between processes: the index it is reading.
+
+    Attributes:
+        indices: of the last batch that was read.
     """
 
     def __init__(self, dataset: Any, reading: Any) -> None:
         self.dataset = dataset
         self.reading = reading
+        self.indices: list[Any] = []
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,6 +102,7 @@ class Reads(Dataset[Any]):
     def __getitems__(self, indices: list[Any]) -> list[Any]:
         """Return the samples, a ``BadSample`` in the place of each that cannot be read."""
         dataset, samples, in_worker = self.dataset, [], _worker_number is not None
+        self.indices = indices
         for index in indices:
             if in_worker:
                 self._note(index)
@@ -113,6 +122,7 @@ class BatchReads(Reads):
 
     def __getitems__(self, indices: list[Any]) -> list[Any]:
         """Return the samples; one ``BadSample`` for all of them where reading failed."""
+        self.indices = indices
         self._note(indices[0] if indices else None)
         try:
             return list(self.dataset.__getitems__(indices))
@@ -127,10 +137,15 @@ class Collate:
         collate: the user's.
         skip_bad: make the batch of the samples that could be read.
         track: note the random states.
+        reads: what read the samples, in the same process.
+        role: the data's name, for errors.
     """
 
-    def __init__(self, collate: Callable[[Any], Any], skip_bad: bool, track: bool) -> None:
+    def __init__(
+        self, collate: Callable[[Any], Any], skip_bad: bool, track: bool, reads: Reads, role: str
+    ) -> None:
         self.collate, self.skip_bad, self.track = collate, skip_bad, track
+        self._reads, self._role = reads, role
         self._last: RandomStates | None = None
 
     def __call__(self, samples: Any) -> tuple[Any, Note]:
@@ -138,11 +153,32 @@ class Collate:
         bad = [sample for sample in samples if type(sample) is BadSample]
         good = [sample for sample in samples if type(sample) is not BadSample] if bad else samples
         usable = self.skip_bad or not bad
-        batch = self.collate(good) if usable and len(good) else None
+        refused = batch = None
+        try:
+            batch = self.collate(good) if usable and len(good) else None
+        except Exception:
+            refused = self._explain(samples)
+            if refused is None:
+                raise
         info = get_worker_info()
         if info is None:
-            return batch, Note(None, None, bad)
-        return batch, Note(info.id, self._moved() if self.track else None, bad)
+            note = Note(None, None, bad)
+        else:
+            note = Note(info.id, self._moved() if self.track else None, bad)
+        note.refused = refused
+        return batch, note
+
+    def _explain(self, samples: Any) -> str | None:
+        """Say why torch makes no batch of samples; None where the user's own code does that."""
+        indices = self._reads.indices
+        if self.collate is not default_collate or len(indices) != len(samples):
+            return None
+        good = [
+            (sample, index)
+            for sample, index in zip(samples, indices, strict=True)
+            if type(sample) is not BadSample
+        ]
+        return explain_samples(good, self._role)
 
     def _moved(self) -> Any:
         """Return the random states if they moved since the last batch, or after the first.

@@ -330,8 +330,13 @@ class ResidentSource(BatchSource):
         where = torch.device("cpu") if self._is_released else self.device
         self._columns = []  # before there are new ones: they may take much memory
         self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
-        self._template, self._is_flat = [None] * len(tensors), True
+        self._take_form(torch_default_collate([self._loader.dataset[0]]))
         self._drawn.forget()
+
+    def _take_form(self, batch: Any) -> None:
+        self._template = map_leaves(batch, lambda _: None)
+        # what default_collate makes of tuples of tensors
+        self._is_flat = type(batch) is list and all(map(torch.is_tensor, batch))
 
     def _read_all(self) -> None:
         dataset: Any = self._loader.dataset
@@ -398,9 +403,7 @@ class ResidentSource(BatchSource):
         if any(leaf.requires_grad for leaf in leaves):
             raise Declined("its samples require gradients")
         if not self._columns:
-            self._template = map_leaves(batch, lambda _: None)
-            # what default_collate makes of tuples of tensors
-            self._is_flat = type(batch) is list and all(map(torch.is_tensor, batch))
+            self._take_form(batch)
             num_samples = len(leaves[0])
             num_bytes = 0
             for leaf in leaves:

@@ -11,6 +11,7 @@ from torch import nn
 from hotloop.errors import DataError
 from hotloop.nested import describe
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
@@ -19,7 +20,8 @@ class Unpacker:
 
     ``(inputs, ..., labels)``: the last part is the labels. A mapping: the labels stand under one
     of ``LABEL_KEYS``; the rest are keyword arguments of the net, or, where the net takes one
-    positional argument that none of the keys names, the whole mapping is that argument. Without
+    positional argument that none of the keys names, the whole mapping is that argument. Inputs
+    that are one tuple, list or mapping are taken apart where the net needs several. Without
     a loss function the labels are passed on to the net, which then computes its loss itself
     (Hugging Face's models do).
     """
@@ -28,6 +30,10 @@ class Unpacker:
         self.net = net
         self.net_computes_loss = net_computes_loss
         self._parameters = forward_parameters(net)
+        places = [p for p in self._parameters.values() if p.kind in _POSITIONAL]
+        self._num_places = len(places)
+        self._needed = {p.name for p in places if p.default is inspect.Parameter.empty}
+        self._num_needed = len(self._needed)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Return ``(positional inputs, keyword inputs, labels)``; labels may be None.
@@ -39,15 +45,17 @@ class Unpacker:
             return self._split_mapping(batch)
         if isinstance(batch, (tuple, list)):
             if len(batch) >= 2:
-                return tuple(batch[:-1]), {}, batch[-1]
+                if self._num_needed < 2:
+                    return tuple(batch[:-1]), {}, batch[-1]
+                return *self._take_apart(batch[:-1]), batch[-1]
             if len(batch) == 1 and self.net_computes_loss:
-                return (batch[0],), {}, None
+                return *self._take_apart(batch), None
         elif self.net_computes_loss:
             return (batch,), {}, None
         raise DataError(
-            f"a batch has no labels ({describe(batch)}): give batches (inputs, labels) or a dict "
-            f"with one of the keys {', '.join(LABEL_KEYS)}, or override KerasModel.step to "
-            f"compute the loss yourself."
+            f"a batch has no labels ({describe(batch)}): give batches (inputs, labels), (inputs, "
+            f"inputs) for an autoencoder, or a dict with one of the keys {', '.join(LABEL_KEYS)}, "
+            f"or override KerasModel.step to compute the loss yourself."
         )
 
     def inputs_only(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -60,11 +68,25 @@ class Unpacker:
             positional, keywords, _ = self._split_mapping(batch, with_labels=False)
             return positional, keywords
         if isinstance(batch, (tuple, list)):
+            if self._num_needed > 1 and len(batch) <= 2:
+                args, kwargs = self._take_apart(batch[:1])
+                if kwargs or len(args) > 1:
+                    return args, kwargs
             required = self._num_required()
             if len(batch) == 1 or (required is not None and len(batch) <= required):
                 return tuple(batch), {}
             return tuple(batch[:-1]), {}
         return (batch,), {}
+
+    def _take_apart(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional and keyword inputs; takes one apart where the net needs several."""
+        only: Any = inputs[0] if self._num_needed > 1 and len(inputs) == 1 else None
+        if isinstance(only, Mapping) and self._needed <= set(only) and self._takes_keywords(only):
+            return (), dict(only)
+        is_several = isinstance(only, (tuple, list))
+        if is_several and self._num_needed <= len(only) <= self._num_places:
+            return tuple(only), {}
+        return tuple(inputs), {}
 
     def _split_mapping(
         self, batch: Mapping[Any, Any], with_labels: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.errors import HotloopError, IndexRangeError, LabelError, ShapeError
-from hotloop.fitting.index_ranges import LabelRange, is_plain_embedding, refuse_indices
-from hotloop.nested import describe, describe_tensor, iterate_tensors
+from hotloop.data.unpack import forward_parameters
+from hotloop.errors import HotloopError, IndexRangeError, ShapeError
+from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
+from hotloop.nested import describe, describe_tensor, iterate_leaves, iterate_tensors
 from hotloop.placement import explain_device_error
 
 _CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
 _OF_RANGE = re.compile("out of (range|bounds)")
+_OF_DTYPE = re.compile(r"Input type \(|not implemented for '|must have the same dtype|scalar type")
+_NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|str)")
+_ONE_VALUE = "Expected more than 1 value per channel when training"
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
 
 
@@ -56,12 +61,19 @@ def explain_forward_error(
     misplaced = explain_device_error(error, net=net, inputs=args or kwargs)
     if misplaced is not None:
         return misplaced
-    if isinstance(error, NotImplementedError) or not isinstance(
-        error, (RuntimeError, ValueError, TypeError, IndexError)
+    is_of_dtype = _OF_DTYPE.search(text) is not None
+    if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)) or (
+        isinstance(error, NotImplementedError) and not is_of_dtype
     ):
         return None
+    if isinstance(error, TypeError) and (explained := _explain_arguments(net, args, kwargs)):
+        return explained
+    if text.startswith(_ONE_VALUE):
+        return _explain_one_value(error, net, args, kwargs)
+    if _NO_TENSOR.search(text) is not None:
+        return _explain_strings(text, args, kwargs)
     is_of_range = _OF_RANGE.search(text) is not None
-    is_of_shape = any(word in text for word in _SHAPE_WORDS)
+    is_of_shape = is_of_dtype or any(word in text for word in _SHAPE_WORDS)
     # which have many words for it
     has_embeddings = any(map(is_plain_embedding, net.modules()))
     if not (is_of_range or is_of_shape or has_embeddings):
@@ -79,12 +91,13 @@ def explain_forward_error(
         return None
     first_line = text.splitlines()[0]
     before = f" (the first batch was {first_batch})" if first_batch else ""
-    mend = "give every batch the shape and dtype the net is built for"
+    mend = failing.mend_dtype() or "give every batch the shape and dtype the net is built for"
     if is_of_range:
         mend = "look for an index that is too large, or a tensor that is too short for it"
     kind = IndexRangeError if is_of_range else ShapeError
     return kind(
-        f"{failing} refused what it was given: {first_line}. The batch was {now}{before}: {mend}."
+        f"{failing} refused what it was given: {first_line.removesuffix('.')}; the batch was "
+        f"{now}{before}: {mend}."
     )
 
 
@@ -99,34 +112,6 @@ def explain_device_assert(error: Exception, device: torch.device) -> IndexRangeE
         f"a kernel on {device} was given an index out of range, in this step or one shortly "
         f"before, and this process cannot use the device any more ({str(error).splitlines()[0]}): "
         f"the same fit with cpu=True, in a new process, names the layer and the sample."
-    )
-
-
-def explain_loss_error(
-    error: Exception, loss_fn: Any, preds: Any, labels: Any
-) -> HotloopError | None:
-    """Name predictions and labels that a loss function refused."""
-    if not isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)):
-        return None
-    if is_out_of_memory(error):
-        return None
-    misplaced = explain_device_error(error, loss_fn=loss_fn, predictions=preds, labels=labels)
-    if misplaced is not None:
-        return misplaced
-    label_range = LabelRange(loss_fn)
-    if label_range.applies and isinstance(labels, torch.Tensor) and not labels.is_floating_point():
-        try:
-            label_range.refuse(preds, labels)
-        except LabelError as refused:
-            return refused
-    if not isinstance(preds, torch.Tensor):
-        return None
-    lines = str(error).strip().splitlines()
-    return ShapeError(
-        f"{getattr(loss_fn, '__name__', type(loss_fn).__name__)} refused "
-        f"{describe(preds, 'predictions')} with {describe(labels, 'labels')} "
-        f"({lines[0] if lines else type(error).__name__}): give it labels of the shape and dtype "
-        f"it documents."
     )
 
 
@@ -172,6 +157,62 @@ def is_finite(batch: Any) -> bool:
     )
 
 
+def _explain_one_value(
+    error: Exception, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ShapeError:
+    """Explain what batch normalisation says to one sample; it raises in training alone."""
+    name = _name_raising(error, net)
+    given = ", ".join(filter(None, (describe(args, "inputs") if args else "", _keywords(kwargs))))
+    layer = f"layer '{name}'" if name else "the net"
+    return ShapeError(
+        f"{layer} normalises over the batch, and one of a "
+        f"single sample ({given}) has no spread: pass drop_last=True to the DataLoader, or a batch "
+        f"size that leaves no single sample over."
+    )
+
+
+def _explain_arguments(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ShapeError | None:
+    """Explain that a net takes another number of inputs; None where it takes these."""
+    parameters = forward_parameters(net)
+    try:
+        inspect.Signature(list(parameters.values())).bind(*args, **kwargs)
+    except TypeError as error:
+        given = ", ".join(filter(None, (describe(args, "inputs"), _keywords(kwargs))))
+        return ShapeError(
+            f"the net's forward takes ({', '.join(map(str, parameters.values()))}) and is given "
+            f"{len(args) + len(kwargs)} of the batch ({given}; {error}): give batches of its "
+            f"inputs in this order with the labels last, or dicts with these names."
+        )
+    return None
+
+
+def _name_raising(error: Exception, net: nn.Module) -> str:
+    """Return the name of the innermost module of the net whose code raised; "" for the net."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found, traceback = "", error.__traceback__
+    while traceback is not None:
+        found = names.get(id(traceback.tb_frame.f_locals.get("self")), found)
+        traceback = traceback.tb_next
+    return found
+
+
+def _explain_strings(text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ShapeError | None:
+    """Explain that a layer was given text; None where the batch has none."""
+    leaves = [*iterate_leaves(args, "inputs"), *iterate_leaves(kwargs, "inputs")]
+    found = next(((path, leaf) for path, leaf in leaves if isinstance(leaf, str)), None)
+    if found is None:
+        return None
+    path, word = found
+    shown = word if len(word) <= 20 else f"{word[:17]}..."
+    return ShapeError(
+        f"the batch holds text ({path} is {shown!r}), and layers take tensors "
+        f"({text.splitlines()[0]}): turn text into numbers, token ids for instance, in the data "
+        f"set or a collate_fn."
+    )
+
+
 def _keywords(kwargs: dict[str, Any]) -> str:
     return ", ".join(describe(value, name) for name, value in kwargs.items())
 
@@ -188,6 +229,24 @@ class _Failing:
     @property
     def first_input(self) -> Any:
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
+
+    def mend_dtype(self) -> str | None:
+        """Say how the input gets the dtype of the module; None where it has that."""
+        given = self.first_input
+        if not isinstance(given, torch.Tensor):
+            return None
+        if is_plain_embedding(self.module):
+            wrong = given.is_floating_point() or given.dtype not in (torch.int64, torch.int32)
+            return "an embedding takes integers; give it inputs.long()" if wrong else None
+        own = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
+        if not own or given.dtype in own:
+            return None
+        words = {torch.float32: ".float()", torch.float64: ".double()"}
+        mend = f"give the net inputs{words.get(own[0], f'.to({own[0]})')}"
+        if given.dtype in words:
+            kind = str(given.dtype).removeprefix("torch.")
+            return f"{mend}, or make it a net of {kind} with net{words[given.dtype]}"
+        return mend
 
     def __str__(self) -> str:
         text = str(self.module)

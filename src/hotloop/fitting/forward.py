@@ -11,8 +11,9 @@ from torch import nn
 
 from hotloop.data.unpack import Unpacker, loss_of, predictions_of
 from hotloop.errors import DataError, HotloopError
-from hotloop.fitting.diagnose import explain_forward_error, explain_loss_error
+from hotloop.fitting.diagnose import explain_forward_error
 from hotloop.fitting.index_ranges import EmbeddingRange, LabelRange
+from hotloop.fitting.loss_errors import explain_loss_error, refuse_first_batch
 from hotloop.fitting.precision import to_full_precision
 from hotloop.nested import describe
 
@@ -52,6 +53,7 @@ class Forward:
         self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
         self._takes_whole = False  # the loss: all of an output with "logits"
+        self._is_first = True  # until a batch's labels were looked at
         self._first_batch = ""  # what the first batch looked like, to name what changed
 
     def offer(self, host_batch: Any) -> None:
@@ -149,6 +151,9 @@ class Forward:
 
     def loss_of(self, preds: Any, labels: Any) -> torch.Tensor:
         """Return the loss of predictions in full precision; ``loss_fn`` computes it."""
+        if self._is_first:
+            refuse_first_batch(self.loss_fn, preds, labels)
+            self._is_first = False
         self.label_range.check(preds)
         try:
             loss: torch.Tensor = self.loss_fn(preds, labels)

@@ -74,10 +74,13 @@ class LabelRange:
         low, high = int(found.min()), int(found.max())
         if low < 0 or high >= num_classes:
             mend = f"give the net's last layer {high + 1} outputs"
+            if num_classes == 1 and high == 1:
+                mend += ", or take BCEWithLogitsLoss and labels[:, None].float()"
             if high < num_classes:
                 mend = f"pass ignore_index={low} to the loss where they mean nothing"
+            classes = "class" if num_classes == 1 else "classes"
             error = LabelError(
-                f"the labels go from {low} to {high}, but the net gives {num_classes} classes "
+                f"the labels go from {low} to {high}, but the net gives {num_classes} {classes} "
                 f"({describe_tensor(preds)}): labels must lie in 0..{num_classes - 1}; renumber "
                 f"them or {mend}."
             )

@@ -27,6 +27,11 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
     Raises:
         OptimizerError: it holds none of the net's parameters, or parameters of something else.
     """
+    if isinstance(optimizer, type):
+        raise OptimizerError(
+            f"optimizer is the class {optimizer.__name__}, not an object of it: write "
+            f"{optimizer.__name__}(net.parameters(), lr=...)."
+        )
     for method in ("step", "zero_grad"):
         if not callable(getattr(optimizer, method, None)):
             further = ""
@@ -78,6 +83,24 @@ def check_scheduler(lr_scheduler: Any, optimizer: Any) -> None:
         raise OptimizerError(
             "lr_scheduler was built on another optimizer, so it would change nothing here: build "
             "it on the optimizer that you pass to KerasModel."
+        )
+
+
+def check_scheduler_steps(lr_scheduler: Any) -> None:
+    """Refuse a scheduler that hotloop's own step cannot step.
+
+    Raises:
+        OptimizerError: it is a class, or has no ``step``.
+    """
+    if isinstance(lr_scheduler, type):
+        raise OptimizerError(
+            f"lr_scheduler is the class {lr_scheduler.__name__}, not an object of it: write "
+            f"{lr_scheduler.__name__}(optimizer, ...)."
+        )
+    if lr_scheduler is not None and not callable(getattr(lr_scheduler, "step", None)):
+        raise OptimizerError(
+            f"lr_scheduler is a {type(lr_scheduler).__name__} without step(): pass for instance "
+            f"torch.optim.lr_scheduler.StepLR(optimizer, 10), or None."
         )
 
 

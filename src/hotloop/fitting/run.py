@@ -44,6 +44,7 @@ from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
     check_optimizer,
     check_scheduler,
+    check_scheduler_steps,
     current_lr,
     follows_score,
     move_optimizer_state,
@@ -98,6 +99,8 @@ class FitRun:
         self.monitor = choose_monitor(settings.monitor, self.val_source is not None)
         check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
         check_scheduler(model.lr_scheduler, model.optimizer)
+        if not is_users_own(model):
+            check_scheduler_steps(model.lr_scheduler)
         check_custom_step(model, settings)
         self.transform = make_transform(settings.batch_transform)
         check_monitor_is_known(

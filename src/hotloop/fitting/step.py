@@ -18,6 +18,7 @@ from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.gradients import add_to_grad
 from hotloop.fitting.graph.graphed import GraphedStep
+from hotloop.fitting.loss_errors import explain_backward_error
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.narrow_inputs import NarrowInputs
 from hotloop.fitting.non_finite import SkippedSteps, first_bad_trained
@@ -284,7 +285,13 @@ class StepRunner:
                 self._count_in_group(num_samples)
             if num_samples != self._first_samples:
                 loss = loss * (num_samples / self._first_samples)
-        self.accelerator.backward_unscaled(loss)
+        try:
+            self.accelerator.backward_unscaled(loss)
+        except RuntimeError as error:
+            explained = explain_backward_error(error, self.net, self.loss_fn, loss)
+            if explained is None:
+                raise
+            raise explained from error
         self.lap("backward")
 
     def _count_in_group(self, num_samples: int) -> None:

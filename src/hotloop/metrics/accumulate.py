@@ -14,7 +14,7 @@ from torch import nn
 
 from hotloop.errors import MetricError
 from hotloop.metrics.functions import FunctionMetric
-from hotloop.nested import describe
+from hotloop.metrics.refused import refusal
 from hotloop.placement import explain_device_error
 
 _CHUNK = 1024  # step losses a device buffer holds; 4 KiB, read in one copy
@@ -182,14 +182,15 @@ def update_metrics(metrics: nn.Module, preds: Any, labels: Any) -> None:
                 metric.update(preds, labels)
             else:
                 metric(preds, labels)
+        except (AttributeError, KeyError) as error:
+            if isinstance(preds, torch.Tensor) and isinstance(labels, torch.Tensor):
+                raise  # a mistake in the metric's own code
+            raise refusal(name, metric, preds, labels, error) from error
         except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
             misplaced = explain_device_error(error, metric=metric, preds=preds, labels=labels)
             if misplaced is not None:
                 raise misplaced from error
-            raise MetricError(
-                f"metric '{name or type(metric).__name__}' ({type(metric).__name__}) cannot take "
-                f"{describe(preds, 'preds')} and {describe(labels, 'labels')}: {error}"
-            ) from error
+            raise refusal(name, metric, preds, labels, error) from error
 
 
 def compute_metrics(metrics: nn.Module, prefix: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class RunKeeper:
     def __init__(self, run: Run, settings: ResumeSettings, callbacks: Any = ()) -> None:
         self.run, self.settings, self.callbacks = run, settings, list(callbacks)
         self.epoch, self.step = 1, 0
-        self.folder = RunFolder(run_folder_of(run.settings.ckpt_path), settings.keep_checkpoints)
+        ckpt_path = Path(run.settings.ckpt_path)
+        self.folder = RunFolder(run_folder_of(ckpt_path), settings.keep_checkpoints, ckpt_path)
         self._say = run.progress.message
         self._lock: RunLock | None = None
         self._writer = RunWriter(self.folder, self._say)
@@ -381,6 +383,13 @@ class RunKeeper:
         best.saved = state["best_saved"]
         best.hold(state["best_held"])
         self._writer.best.restore(checkpoint.best)
+        if checkpoint.lost_best and best.held is None:
+            best.saved = False
+            self.run.stopping.forget_best()
+            self._say(
+                f"{checkpoint.lost_best}, and no checkpoint has best weights: the run goes on, and "
+                f"the weights of the next epoch are its best"
+            )
         if checkpoint.best is None or best.held is not None:
             return
         kept = checkpoint.best.read_bytes()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from hotloop.checkpoint.run.tree import NotPlainError, decode, encode
 from hotloop.errors import CheckpointError
@@ -57,6 +58,27 @@ def test_tensors_arrays_and_kinds_come_back():
     assert type(found["number"]) is np.float32
     assert type(found["counter"]) is Counter
     assert round_trip(OrderedDict(a=1)) == {"a": 1}
+
+
+def test_each_tensor_has_a_name_of_its_own():
+    value = {
+        "a": {"b": torch.tensor(1), "b.0": torch.tensor(2)},
+        "a.b": [torch.tensor(3)],
+        "a.b#2": torch.tensor(4),
+        "a.b.0": np.array(5),
+    }
+    found = round_trip(value)
+    assert found == value
+    assert type(found["a.b.0"]) is np.ndarray
+
+
+def test_a_tensor_that_is_there_twice_is_kept_once():
+    shared = nn.Parameter(torch.ones(3))
+    data, tensors = encode({"net": shared, "teacher": [shared, torch.ones(3)]})
+    assert list(tensors) == ["state.net", "state.teacher.1"]
+    found = decode(data, tensors)
+    assert found["teacher"][0] is found["net"]
+    assert torch.equal(found["teacher"][1], torch.ones(3))
 
 
 def test_what_has_no_form_is_named():

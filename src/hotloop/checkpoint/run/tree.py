@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ def encode(value: Any, path: str = "state") -> tuple[Any, dict[str, torch.Tensor
     keys, set, ``Counter``, ``deque``, tensors, numpy arrays and numbers, ``torch.dtype``,
     ``torch.device`` and ``torch.Size`` come back as they were.
 
+    A tensor that is there several times is kept once, under the first of its names.
+
     Args:
         value: the state.
         path: what it is called, for errors and the tensors' names.
@@ -34,8 +36,8 @@ def encode(value: Any, path: str = "state") -> tuple[Any, dict[str, torch.Tensor
     Raises:
         NotPlainError: it holds something else; the message names it.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    return _encode(value, path, tensors), tensors
+    encoder = _Encoder()
+    return encoder.encode(value, path), encoder.tensors
 
 
 def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -66,48 +68,70 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         ) from error
 
 
-def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach()
-        return {"$tensor": path}
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise NotPlainError(f"{path} is an array of {value.dtype}, which cannot be saved")
-        tensors[path] = torch.from_numpy(_for_torch(value))
-        return {"$array": [path, value.dtype.str, list(value.shape)]}
-    if isinstance(value, np.generic):
-        return {"$number": [value.dtype.str, value.item()]}
-    if isinstance(value, torch.Size):
-        return {"$size": list(value)}
-    if isinstance(value, list):
-        return [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(value)]
-    if type(value) in (tuple, set, frozenset, deque):
-        parts = [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(value)]
-        return {f"${type(value).__name__}": parts}
-    if isinstance(value, Mapping):
-        return _encode_mapping(value, path, tensors)
-    if isinstance(value, (torch.dtype, torch.device)):
-        return {f"${type(value).__name__}": str(value)}
-    if isinstance(value, bytes):
-        return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, int):
-        return int(value)  # an IntEnum
-    raise NotPlainError(f"{path} is a {type(value).__name__}, which cannot be saved")
+class _Encoder:
+    """Encodes one state.
 
+    Attributes:
+        tensors: by the name that the data has for each.
+    """
 
-def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
-    if plain and not isinstance(value, Counter):
-        return {key: _encode(part, f"{path}.{key}", tensors) for key, part in value.items()}
-    pairs = [
-        [_encode(key, f"{path}.key{i}", tensors), _encode(part, f"{path}.{i}", tensors)]
-        for i, (key, part) in enumerate(value.items())
-    ]
-    return {"$Counter" if isinstance(value, Counter) else "$dict": pairs}
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        # of the state's own tensors, by id: each is written once; held, so that no id is used again
+        self._names: dict[int, tuple[torch.Tensor, str]] = {}
+
+    def encode(self, value: Any, path: str) -> Any:
+        if value is None or isinstance(value, (bool, str)) or type(value) is int:
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, torch.Tensor):
+            if id(value) not in self._names:
+                self._names[id(value)] = value, self._add(path, value.detach())
+            return {"$tensor": self._names[id(value)][1]}
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "biuf":
+                raise NotPlainError(f"{path} is an array of {value.dtype}, which cannot be saved")
+            name = self._add(path, torch.from_numpy(_for_torch(value)))
+            return {"$array": [name, value.dtype.str, list(value.shape)]}
+        if isinstance(value, np.generic):
+            return {"$number": [value.dtype.str, value.item()]}
+        if isinstance(value, torch.Size):
+            return {"$size": list(value)}
+        if isinstance(value, list):
+            return self._parts(value, path)
+        if type(value) in (tuple, set, frozenset, deque):
+            return {f"${type(value).__name__}": self._parts(value, path)}
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        if isinstance(value, (torch.dtype, torch.device)):
+            return {f"${type(value).__name__}": str(value)}
+        if isinstance(value, bytes):
+            return {"$bytes": base64.b64encode(value).decode()}
+        if isinstance(value, int):
+            return int(value)  # an IntEnum
+        raise NotPlainError(f"{path} is a {type(value).__name__}, which cannot be saved")
+
+    def _add(self, path: str, tensor: torch.Tensor) -> str:
+        """Take a tensor; the path is its name, unless another one has it."""
+        name, number = path, 2
+        while name in self.tensors:  # {"a": {"b": ...}, "a.b": ...}
+            name, number = f"{path}#{number}", number + 1
+        self.tensors[name] = tensor
+        return name
+
+    def _parts(self, values: Iterable[Any], path: str) -> list[Any]:
+        return [self.encode(part, f"{path}.{i}") for i, part in enumerate(values)]
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        if plain and not isinstance(value, Counter):
+            return {key: self.encode(part, f"{path}.{key}") for key, part in value.items()}
+        pairs = [
+            [self.encode(key, f"{path}.key{i}"), self.encode(part, f"{path}.{i}")]
+            for i, (key, part) in enumerate(value.items())
+        ]
+        return {"$Counter" if isinstance(value, Counter) else "$dict": pairs}
 
 
 def _for_torch(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -31,7 +31,6 @@ from hotloop.fitting.resume.writing import RunWriter
 MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
 _LOOKED_THROUGH = ("net", "loss_fn", "kwargs", "optimizer", "history", "_clock")
-_NET = "state.training.net.tensors."  # before a tensor's name in the file
 
 
 class RunKeeper:
@@ -269,9 +268,11 @@ class RunKeeper:
             states = self.run.train_source.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
-        parameters = {_NET + name: name for name, _ in self.run.model.net.named_parameters()}
         state = {**captured, "training": training, "best_held": self.run.best.held}
         data, tensors = to_host(state)
+        saved = data["training"]["net"]["tensors"]
+        names = (name for name, _ in self.run.model.net.named_parameters())
+        parameters = {saved[name]["$tensor"]: name for name in names}
         self._due = False
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds

@@ -11,6 +11,7 @@ from torch import nn
 
 from hotloop.checkpoint.run.tree import NotPlainError, encode
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.parts import leaves_of
 
 _OWN_OF_MODULE = frozenset(vars(nn.Module()))
 _KEPT_SETTINGS = ("fused", "foreach", "capturable", "differentiable")
@@ -50,6 +51,20 @@ def check_module(module: nn.Module, state: dict[str, Any], what: str) -> None:
         )
 
 
+def check_tensor(tensor: torch.Tensor, saved: Any, what: str) -> None:
+    """Refuse the state of another tensor.
+
+    Raises:
+        CheckpointError: shapes differ.
+    """
+    shape = tuple(saved.shape) if isinstance(saved, torch.Tensor) else "no tensor"
+    if shape != tuple(tensor.shape):
+        raise CheckpointError(
+            f"the run's checkpoint is of another {what}: it is {shape} there and "
+            f"{tuple(tensor.shape)} here; build it as it was, or pass another ckpt_path."
+        )
+
+
 def write_module(module: nn.Module, state: dict[str, Any]) -> None:
     """Copy values into the module's own tensors, which stay the same objects."""
     with torch.no_grad():
@@ -60,20 +75,16 @@ def write_module(module: nn.Module, state: dict[str, Any]) -> None:
         parts[name].set_extra_state(extra)
 
 
-def read_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+def read_gradients(owner: nn.Module | torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the gradients that are there: of an unfinished group of batches."""
-    return {
-        name: parameter.grad
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None
-    }
+    return {name: leaf.grad for name, leaf in leaves_of(owner) if leaf.grad is not None}
 
 
-def write_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+def write_gradients(owner: nn.Module | torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
     """Put gradients back."""
-    for name, parameter in module.named_parameters():
+    for name, leaf in leaves_of(owner):
         gradient = gradients.get(name)
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        leaf.grad = None if gradient is None else gradient.to(leaf.device)
 
 
 def read_optimizer(optimizer: Any) -> Any:

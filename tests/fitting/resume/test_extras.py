@@ -1,0 +1,225 @@
+"""What a training has beside net, loss and optimizer goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import make_mlp
+from faults.jobs import fingerprint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from hotloop import KerasModel
+from hotloop.checkpoint.run import RunFolder
+from hotloop.checkpoint.run.tree import encode
+from hotloop.errors import CheckpointError
+
+STEPS = 10  # an epoch
+
+
+class Calls:
+    """Counts calls of the loss, and sends a signal in one of them."""
+
+    def __init__(self) -> None:
+        self.count, self.stop_at = 0, 0
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+CALLS = Calls()
+
+
+class Loss(nn.Module):
+    def forward(self, preds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        CALLS()
+        return nn.functional.cross_entropy(preds, labels)
+
+
+def adam(*modules: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for module in modules for p in module.parameters()], lr=0.01)
+
+
+class MeanTeacher(KerasModel):
+    """Holds a teacher, a centre, a buffer made late, and an optimizer of a temperature."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, Loss(), optimizer=adam(net))
+        self.teacher = copy.deepcopy(net)
+        self.shared = net[0]
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.own = [torch.optim.SGD([self.temperature], lr=0.1, momentum=0.9)]
+        self.register_buffer("centre", torch.zeros(2))
+        self.register_buffer("queue", None)
+
+    def step(self, batch: Any) -> Any:
+        inputs, labels = batch
+        if self.net.training:  # on the gradient of the step before
+            self.own[0].step()
+            self.own[0].zero_grad()
+        preds = self.net(inputs)
+        loss = self.loss_fn(preds / self.temperature, labels)
+        if self.net.training:
+            self.queue = torch.zeros(4) if self.queue is None else self.queue * 0.9 + inputs.mean(0)
+            with torch.no_grad():
+                targets = self.teacher(inputs + self.queue)
+                self.centre.mul_(0.9).add_(targets.mean(0), alpha=0.1)
+                for old, new in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                    old.lerp_(new, 0.1)
+            loss = loss + ((preds - targets + self.centre) ** 2).mean()
+        return loss, preds, labels
+
+
+class Both(KerasModel.StepRunner):
+    """Trains two nets with an optimizer and a schedule each."""
+
+    def __init__(self, nets: Any = None, more: Any = None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.nets, self.more = nets, more
+
+    def __call__(self, batch: Any) -> Any:
+        inputs, labels = batch
+        preds = self.net(inputs) + self.nets[0](inputs) * self.more["scale"][0]
+        loss = self.loss_fn(preds, labels)
+        if self.stage == "train":
+            loss.backward()
+            for optimizer in (self.optimizer, self.more["optimizer"]):
+                optimizer.step()
+                optimizer.zero_grad()
+            self.more["schedule"].step()
+            self.more["scale"][0].mul_(0.99)
+        return {f"{self.stage}_loss": loss.item()}, {}
+
+
+def make_both(scale: Any = None) -> KerasModel:
+    net, other = make_mlp(), make_mlp()
+    optimizer = adam(other)
+    more = {
+        "optimizer": optimizer,
+        "schedule": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+        "scale": (torch.ones(()) if scale is None else scale,),
+    }
+    return KerasModel(
+        net, Loss(), optimizer=adam(net), nets=[other, net], more=more, StepRunner=Both
+    )
+
+
+def fit(
+    make: Callable[[], KerasModel], path: Path, small: Any, stop_at: int = 0, **options: Any
+) -> dict[str, Any] | None:
+    """Train from a seed, or go on; None where a signal in that call of the loss ended it."""
+    torch.manual_seed(0)
+    model = make()
+    CALLS.count, CALLS.stop_at = 0, stop_at
+    train = DataLoader(TensorDataset(*small), 200 // STEPS, shuffle=True)
+    options = {"epochs": 3, "plot": False, "save_every_steps": 1000, **options}
+    try:
+        history = model.fit(train, DataLoader(TensorDataset(*small), 100), ckpt_path=path,
+                            resume=True, **options)  # fmt: skip
+    except SystemExit:
+        return None
+    return {**fingerprint(model, history), "best": model.best_epoch}
+
+
+@pytest.mark.parametrize("make", [lambda: MeanTeacher(make_mlp()), make_both])
+@pytest.mark.parametrize("stop_at", [STEPS + 2 + 5, STEPS + 1])  # in a step, in a validation
+def test_they_go_on(tmp_path: Path, small, make: Callable[[], KerasModel], stop_at: int):
+    whole = fit(make, tmp_path / "whole", small)
+    assert fit(make, tmp_path / "cut", small, stop_at) is None
+    assert fit(make, tmp_path / "cut", small) == whole
+
+
+class Tempered(Loss):
+    """A loss with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, preds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return super().forward(preds * self.temperature, labels)
+
+
+class WithHead(KerasModel):
+    """Trains a head and a loss too."""
+
+    def __init__(self) -> None:
+        net, head, loss = make_mlp(), nn.Linear(2, 2), Tempered()
+        super().__init__(net, loss, optimizer=adam(net, head, loss), head=head)
+
+    def step(self, batch: Any) -> Any:
+        inputs, labels = batch
+        preds = self.kwargs["head"](self.net(inputs))
+        return self.loss_fn(preds, labels), preds, labels
+
+
+def test_all_gradients_of_an_unfinished_group_are_kept(tmp_path: Path, small):
+    options = {"gradient_accumulation_steps": 4}
+    whole = fit(WithHead, tmp_path / "whole", small, **options)
+    for stop_at in (2, STEPS + 2 + 7):
+        assert fit(WithHead, tmp_path / "cut", small, stop_at, **options) is None
+    assert fit(WithHead, tmp_path / "cut", small, **options) == whole
+
+
+def test_tensors_that_the_net_has_too_are_saved_once(tmp_path: Path, small):
+    fit(lambda: MeanTeacher(make_mlp()), tmp_path / "best", small, epochs=1)
+    training = RunFolder(tmp_path / "best.run").latest(pytest.fail).state["training"]
+    shared = training["extras"]["model.shared"]["tensors"]["weight"]
+    assert shared.data_ptr() == training["net"]["tensors"]["0.weight"].data_ptr()
+
+
+def without_second(make: Callable[[], KerasModel]) -> KerasModel:
+    model = make()
+    model.kwargs["nets"] = model.kwargs["nets"][1:]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: without_second(make_both), r"another nets\[0\] \(Sequential there and none here"),
+        (lambda: make_both(torch.ones(3)), r"another more\['scale'\]\[0\]: it is \(\) there and"),
+    ],
+)
+def test_others_are_refused_before_anything_is_changed(tmp_path: Path, small, change, message):
+    fit(make_both, tmp_path / "best", small, epochs=1)
+    made = []
+
+    def make() -> KerasModel:
+        made.append(change())
+        made.append([parameter.clone() for parameter in made[0].net.parameters()])
+        return made[0]
+
+    with pytest.raises(CheckpointError, match=message):
+        fit(make, tmp_path / "best", small)
+    assert all(map(torch.equal, made[0].net.parameters(), made[1]))
+
+
+def write_as_before(folder: RunFolder) -> None:
+    """Leave out of the newest checkpoint what earlier versions did not write."""
+    found = folder.latest(pytest.fail)
+    training = found.state["training"]
+    for name in ("all_extras", "other_gradients"):
+        del training[name]
+    for part in (training["extras"], training["identity"]):
+        for name in [name for name in part if "[" in name or name.startswith("model.")]:
+            del part[name]
+    data, tensors = encode(found.state)
+    folder.write(found.step, {**data, "best": found.best.name}, tensors)
+
+
+@pytest.mark.parametrize("make", [lambda: MeanTeacher(make_mlp()), make_both])
+def test_a_checkpoint_of_before_is_gone_on_with(tmp_path: Path, small, make):
+    assert fit(make, tmp_path / "best", small, STEPS + 2 + 5) is None
+    write_as_before(RunFolder(tmp_path / "best.run"))
+    found = fit(make, tmp_path / "best", small)
+    assert len(found["history"]["epoch"]) == 3

@@ -170,6 +170,34 @@ def test_all_gradients_of_an_unfinished_group_are_kept(tmp_path: Path, small):
     assert fit(WithHead, tmp_path / "cut", small, **options) == whole
 
 
+class Thaws:
+    """Thaws the first layer after an epoch."""
+
+    def on_validation_epoch_end(self, model) -> None:
+        if len(model.history["epoch"]) == 1:
+            model.net[0].requires_grad_(True)
+            model.loss_fn.temperature.requires_grad_(False)
+
+
+def make_frozen() -> KerasModel:
+    model = WithHead()
+    model.net[0].requires_grad_(False)
+    return model
+
+
+def test_what_was_thawed_is_trained_on(tmp_path: Path, small, capsys):
+    whole = fit(make_frozen, tmp_path / "whole", small, callbacks=[Thaws()])
+    stop_at = 2 * (STEPS + 2) + 5
+    assert fit(make_frozen, tmp_path / "cut", small, stop_at, callbacks=[Thaws()]) is None
+    capsys.readouterr()
+    assert fit(make_frozen, tmp_path / "cut", small, callbacks=[Thaws()]) == whole
+    assert (
+        "frozen or trained as in the run, and not as built: net.0.weight (trained), net.0.bias "
+        "(trained), loss_fn.temperature (frozen)\n"
+    ) in capsys.readouterr().out
+    assert fit(make_frozen, tmp_path / "whole", small, callbacks=[Thaws()]) == whole
+
+
 def test_tensors_that_the_net_has_too_are_saved_once(tmp_path: Path, small):
     fit(lambda: MeanTeacher(make_mlp()), tmp_path / "best", small, epochs=1)
     training = RunFolder(tmp_path / "best.run").latest(pytest.fail).state["training"]
@@ -208,7 +236,7 @@ def write_as_before(folder: RunFolder) -> None:
     """Leave out of the newest checkpoint what earlier versions did not write."""
     found = folder.latest(pytest.fail)
     training = found.state["training"]
-    for name in ("all_extras", "other_gradients"):
+    for name in ("all_extras", "other_gradients", "requires_grad"):
         del training[name]
     for part in (training["extras"], training["identity"]):
         for name in [name for name in part if "[" in name or name.startswith("model.")]:

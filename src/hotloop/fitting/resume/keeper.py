@@ -304,7 +304,7 @@ class RunKeeper:
                 f"the run in '{self.folder.path}' has monitor='{about['monitor']}' and "
                 f"mode='{about['mode']}': pass the same, or another ckpt_path."
             )
-        write_training(model, run.accelerator.scaler, state["training"])
+        write_training(model, run.accelerator.scaler, state["training"], self._say)
         self.epoch, self.step = about["epoch"], checkpoint.step
         self._writer.saved_step = self.step
         run.clock.go_on_from(self.step)

@@ -87,6 +87,26 @@ def write_gradients(owner: nn.Module | torch.Tensor, gradients: dict[str, torch.
         leaf.grad = None if gradient is None else gradient.to(leaf.device)
 
 
+def read_requires_grad(owner: nn.Module | torch.Tensor) -> dict[str, bool]:
+    """Return which parameters are trained: a callback may freeze and thaw them."""
+    return {name: leaf.requires_grad for name, leaf in leaves_of(owner)}
+
+
+def write_requires_grad(
+    owner: nn.Module | torch.Tensor, saved: dict[str, bool]
+) -> list[tuple[str, bool]]:
+    """Freeze and thaw parameters; return those that were changed, and whether they are trained."""
+    changed = [
+        (name, saved[name])
+        for name, leaf in leaves_of(owner)
+        if saved.get(name, leaf.requires_grad) != leaf.requires_grad
+    ]
+    leaves = dict(leaves_of(owner))
+    for name, required in changed:
+        leaves[name].requires_grad_(required)
+    return changed
+
+
 def read_optimizer(optimizer: Any) -> Any:
     """Return an optimizer's state dict."""
     return optimizer.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from hotloop.fitting.resume.modules import (
     read_gradients,
     read_module,
     read_optimizer,
+    read_requires_grad,
     write_gradients,
     write_module,
     write_optimizer,
+    write_requires_grad,
 )
 from hotloop.fitting.resume.parts import Trained, extras_of, fill_buffers, has_state, tensors_owners
 
@@ -37,6 +40,9 @@ def read_training(model: Trained, scaler: Any) -> dict[str, Any]:
         "extras": {},
         "all_extras": True,  # earlier versions had the arguments that are no containers alone
     }
+    state["requires_grad"] = {
+        name: read_requires_grad(owner) for name, owner in tensors_owners(model).items()
+    }
     gradients = {name: read_gradients(owner) for name, owner in tensors_owners(model).items()}
     state["gradients"] = gradients.pop("net")
     state["other_gradients"] = {name: found for name, found in gradients.items() if found}
@@ -50,8 +56,16 @@ def read_training(model: Trained, scaler: Any) -> dict[str, Any]:
     return state
 
 
-def write_training(model: Trained, scaler: Any, state: dict[str, Any]) -> None:
+def write_training(
+    model: Trained, scaler: Any, state: dict[str, Any], say: Callable[[str], None]
+) -> None:
     """Put a training's state back into the objects that are there.
+
+    Args:
+        model: the objects.
+        scaler: of the losses; None for none.
+        state: of ``read_training``.
+        say: takes a line for the user, where they were built otherwise and are changed.
 
     Raises:
         CheckpointError: it is of another net, loss, optimizer, scheduler or extra object;
@@ -79,6 +93,7 @@ def write_training(model: Trained, scaler: Any, state: dict[str, Any]) -> None:
     if "loss_fn" in state:
         write_module(model.loss_fn, state["loss_fn"])
     write_module(model.net, state["net"])
+    _write_requires_grad(model, state.get("requires_grad", {}), say)
     write_gradients(model.net, state.get("gradients", {}))
     if "other_gradients" in state:
         for name, owner in tensors_owners(model).items():
@@ -94,6 +109,19 @@ def write_training(model: Trained, scaler: Any, state: dict[str, Any]) -> None:
             write_optimizer(part, saved)
         elif part is not None:
             part.load_state_dict(saved)
+
+
+def _write_requires_grad(
+    model: Trained, saved: dict[str, dict[str, bool]], say: Callable[[str], None]
+) -> None:
+    changed = [
+        f"{owner}.{name} ({'trained' if required else 'frozen'})"
+        for owner, part in tensors_owners(model).items()
+        for name, required in write_requires_grad(part, saved.get(owner, {}))
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        say(f"frozen or trained as in the run, and not as built: {', '.join(changed[:3])}{more}")
 
 
 def to_host(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:

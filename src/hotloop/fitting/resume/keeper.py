@@ -24,7 +24,13 @@ from hotloop.fitting.resume.identity import (
 )
 from hotloop.fitting.resume.modules import write_module
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
-from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
+from hotloop.fitting.resume.snapshot import (
+    arrival_of,
+    read_training,
+    to_host,
+    to_plain,
+    write_training,
+)
 from hotloop.fitting.resume.stage import read_stage, write_stage
 from hotloop.fitting.resume.writing import RunWriter
 
@@ -85,7 +91,7 @@ class RunKeeper:
 
         Raises:
             RunInUseError: another process has it.
-            CheckpointError: what is there cannot be used.
+            CheckpointError: what is there cannot be used, or the state cannot be saved.
         """
         self.run.interrupt.before_stop = self.save_for_stop
         self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
@@ -104,6 +110,7 @@ class RunKeeper:
             aside = self.folder.set_aside()
             if aside is not None:
                 self._say(f"an earlier run's checkpoints were moved to '{aside}'")
+        self._check_savable()
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
 
@@ -362,6 +369,24 @@ class RunKeeper:
             "hooks_called": hooks_called,
             "stage": None if between_epochs else self._ended_stage or read_stage(self._stage),
         }
+
+    def _check_savable(self) -> None:
+        """Refuse a state that no file can hold before the first step; nothing is copied.
+
+        Raises:
+            CheckpointError: names what it is.
+        """
+        run = self.run
+        try:
+            training = read_training(run.model, run.accelerator.scaler)
+            to_plain({**self._capture(between_epochs=True), "training": training})
+        except CheckpointError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a state_dict that needs training first
+            self._say(
+                f"the run's state cannot be read before its first step, so whether it can be saved "
+                f"is not known yet ({type(error).__name__}: {error})"
+            )
 
     @property
     def _has_time_to_save(self) -> bool:

@@ -124,6 +124,21 @@ def _write_requires_grad(
         say(f"frozen or trained as in the run, and not as built: {', '.join(changed[:3])}{more}")
 
 
+def to_plain(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Return a state as JSON-able data and the tensors in it, which are the live ones.
+
+    Raises:
+        CheckpointError: the state holds something that no file can; the message names it.
+    """
+    try:
+        return encode(state)
+    except NotPlainError as error:
+        raise CheckpointError(
+            f"the run cannot be saved: {error}; keep plain values and tensors there, or train "
+            f"without resume."
+        ) from error
+
+
 def to_host(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     """Return a state as JSON-able data and copies of its tensors on the host.
 
@@ -133,13 +148,7 @@ def to_host(state: Any) -> tuple[Any, dict[str, torch.Tensor]]:
     Raises:
         CheckpointError: the state holds something that no file can; the message names it.
     """
-    try:
-        data, tensors = encode(state)
-    except NotPlainError as error:
-        raise CheckpointError(
-            f"the run cannot be saved: {error}; keep plain values and tensors there, or train "
-            f"without resume."
-        ) from error
+    data, tensors = to_plain(state)
     return data, {name: _copy(tensor) for name, tensor in tensors.items()}
 
 

@@ -45,6 +45,7 @@ def test_tensors_arrays_and_kinds_come_back():
         "size": torch.Size([2, 3]),
         "counter": Counter({3: 1, 7: 2}),
         "deque": deque([1, 2]),
+        "bounded": deque([1, (2,)], maxlen=2),
         "inf": -math.inf,
         3: {"$odd": 1},
     }
@@ -57,6 +58,7 @@ def test_tensors_arrays_and_kinds_come_back():
     assert found == value
     assert type(found["number"]) is np.float32
     assert type(found["counter"]) is Counter
+    assert found["bounded"].maxlen == 2
     assert round_trip(OrderedDict(a=1)) == {"a": 1}
 
 
@@ -99,6 +101,8 @@ def test_what_has_no_form_is_named():
         {"$dtype": "torch.nothing"},
         {"$bytes": "%%%"},
         {"$tuple": 5},
+        {"$bounded": [-1, []]},
+        {"$bounded": [3]},
         {"$tensor": "x", "more": 1},
     ],
 )

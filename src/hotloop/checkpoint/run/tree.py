@@ -100,6 +100,8 @@ class _Encoder:
             return {"$size": list(value)}
         if isinstance(value, list):
             return self._parts(value, path)
+        if type(value) is deque and value.maxlen is not None:
+            return {"$bounded": [value.maxlen, self._parts(value, path)]}
         if type(value) in (tuple, set, frozenset, deque):
             return {f"${type(value).__name__}": self._parts(value, path)}
         if isinstance(value, Mapping):
@@ -186,6 +188,7 @@ _DECODERS: dict[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "$set": _sequence(set),
     "$frozenset": _sequence(frozenset),
     "$deque": _sequence(deque),
+    "$bounded": lambda parts, tensors: deque(decode(parts[1], tensors), parts[0]),
     "$dict": _pairs,
     "$Counter": lambda pairs, tensors: Counter(_pairs(pairs, tensors)),
     "$dtype": _dtype,

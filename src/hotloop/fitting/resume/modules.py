@@ -1,19 +1,16 @@
-"""The tensors and counters of modules, optimizers and metrics: read, and put back in place."""
+"""The tensors and settings of modules and optimizers: read, and put back in place."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotloop.checkpoint.run.tree import NotPlainError, encode
 from hotloop.errors import CheckpointError
 from hotloop.fitting.resume.parts import leaves_of
 
-_OWN_OF_MODULE = frozenset(vars(nn.Module()))
 _KEPT_SETTINGS = ("fused", "foreach", "capturable", "differentiable")
 
 
@@ -139,72 +136,6 @@ def write_optimizer(optimizer: Any, state: Any) -> None:
         for name, value in saved.items():
             if isinstance(value, torch.Tensor) and isinstance(own.get(name), torch.Tensor):
                 own[name] = value.detach().clone().to(own[name].device)
-
-
-def read_metrics(metrics: nn.Module) -> dict[str, Any]:
-    """Return what the metrics have added up so far, by module name.
-
-    torchmetrics' declared states; of other metrics their buffers, and the attributes that are
-    plain values or tensors.
-    """
-    return {name: _read_metric(module) for name, module in _metric_modules(metrics)}
-
-
-def write_metrics(metrics: nn.Module, state: dict[str, Any], device: torch.device) -> None:
-    """Put the metrics back to where they were."""
-    for name, module in _metric_modules(metrics):
-        saved = state.get(name, {})
-        for attribute, value in saved.get("attributes", {}).items():
-            setattr(module, attribute, _on(value, device))
-        for buffer, value in saved.get("buffers", {}).items():
-            getattr(module, buffer).copy_(value)
-
-
-def _metric_modules(metrics: nn.Module) -> Iterator[tuple[str, Any]]:
-    if hasattr(metrics, "compute") and callable(getattr(metrics, "items", None)):
-        # a MetricCollection: its groups share their states, which this makes all of them have
-        list(metrics.items(keep_base=True, copy_state=False))  # type: ignore[operator]
-    for name, module in metrics.named_modules():
-        if type(module) is not nn.ModuleDict and not _is_collection(module):
-            yield name, module
-
-
-def _is_collection(module: Any) -> bool:
-    return isinstance(module, nn.ModuleDict)
-
-
-def _read_metric(module: Any) -> dict[str, Any]:
-    torchmetrics: Any = sys.modules.get("torchmetrics")
-    if torchmetrics is not None and isinstance(module, torchmetrics.Metric):
-        names = [*module._defaults, "_update_count"]
-        return {"attributes": {name: _snapshot(getattr(module, name)) for name in names}}
-    attributes = {}
-    for name, value in vars(module).items():
-        if name in _OWN_OF_MODULE or callable(value):
-            continue
-        try:
-            encode(value)
-        except NotPlainError:
-            continue
-        attributes[name] = _snapshot(value)
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
-    return {"attributes": attributes, "buffers": buffers}
-
-
-def _snapshot(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, list):
-        return [_snapshot(part) for part in value]
-    return value
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list):
-        return [_on(part, device) for part in value]
-    return value
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

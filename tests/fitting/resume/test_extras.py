@@ -151,6 +151,58 @@ def test_what_was_thawed_is_trained_on(tmp_path: Path, small, capsys):
     assert fit(make_frozen, tmp_path / "whole", small, callbacks=[Thaws()]) == whole
 
 
+class Scaled(Loss):
+    """Divides by a running mean of itself, in validation too; the mean of that is extra state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+        self.register_buffer("replaced", torch.ones(()))
+        self.sums = {"loss": 0.0}
+
+    def forward(self, preds: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = super().forward(preds, labels)
+        with torch.no_grad():
+            self.mean.mul_(0.9).add_(loss, alpha=0.1)
+            self.replaced = self.replaced * 0.9 + 0.1 * loss
+        self.sums["loss"] += loss.item()
+        return loss / self.mean / self.replaced + self.sums["loss"]
+
+    def get_extra_state(self) -> Any:
+        return self.sums
+
+    def set_extra_state(self, state: Any) -> None:
+        self.sums = state
+
+
+class CountsBatches(KerasModel):
+    """Counts batches of both stages in a buffer, in the net and in an argument."""
+
+    def __init__(self) -> None:
+        net = make_mlp()
+        net.register_buffer("count", torch.zeros(()))
+        super().__init__(net, Scaled(), optimizer=adam(net), counts=[torch.zeros(())])
+        self.register_buffer("count", torch.zeros(()))
+
+    def step(self, batch: Any) -> Any:
+        inputs, labels = batch
+        preds = self.net(inputs)
+        scale = 1.0
+        for count in (self.count, self.net.count, self.kwargs["counts"][0]):
+            count += 1
+            scale = scale + 0.01 * count
+        return self.loss_fn(preds * scale, labels), preds, labels
+
+
+@pytest.mark.parametrize("stop_at", [STEPS + 1, STEPS + 2])
+def test_what_validation_changes_is_saved_as_it_was_before(tmp_path: Path, small, stop_at: int):
+    whole = fit(CountsBatches, tmp_path / "whole", small)
+    for _ in range(2):  # and again in the validation that is repeated
+        assert fit(CountsBatches, tmp_path / "cut", small, stop_at) is None
+        stop_at = 1
+    assert fit(CountsBatches, tmp_path / "cut", small) == whole
+
+
 def test_tensors_that_the_net_has_too_are_saved_once(tmp_path: Path, small):
     fit(lambda: MeanTeacher(make_mlp()), tmp_path / "best", small, epochs=1)
     training = RunFolder(tmp_path / "best.run").latest(pytest.fail).state["training"]

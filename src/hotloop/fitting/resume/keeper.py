@@ -26,6 +26,8 @@ from hotloop.fitting.resume.modules import write_module
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import (
     arrival_of,
+    put_back,
+    read_changing,
     read_training,
     to_host,
     to_plain,
@@ -63,6 +65,7 @@ class RunKeeper:
         self._num_done = 0  # batches of that stage
         self._ended_stage: dict[str, Any] | None = None  # of an epoch that is not concluded
         self._train_end: dict[str, Any] | None = None
+        self._changing: dict[str, Any] = {}  # as it was then
         self._hooks_called = False  # of the stage that is to be gone on with, at its end
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
@@ -214,10 +217,12 @@ class RunKeeper:
         """Note the state after those hooks, which may change the training, for a stop from now."""
         if self._ended_stage is not None:
             self._train_end = self._capture()
+            self._changing = read_changing(self.run.model)
 
     def begin_epoch_end(self) -> None:
         """Note that the epoch is being concluded, in which nothing can be saved."""
         self._ended_stage = self._train_end = None
+        self._changing = {}
 
     def end_epoch(self, epoch: int) -> None:
         """Save after a whole epoch; at a stop ``save_for_stop`` does."""
@@ -275,6 +280,8 @@ class RunKeeper:
             states = self.run.train_source.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
+        if self._train_end is not None:
+            put_back(training, self._changing)
         state = {**captured, "training": training, "best_held": self.run.best.held}
         data, tensors = to_host(state)
         saved = data["training"]["net"]["tensors"]

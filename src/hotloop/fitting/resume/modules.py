@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.metrics import snapshot_of
 from hotloop.fitting.resume.parts import leaves_of
 
 _KEPT_SETTINGS = ("fused", "foreach", "capturable", "differentiable")
@@ -20,14 +21,35 @@ def read_module(module: nn.Module) -> dict[str, Any]:
     A module's extra state (``get_extra_state``) comes along; other Python attributes do not.
     """
     state: dict[str, Any] = {"tensors": dict(_named_tensors(module))}
-    extra = {
+    extra = _read_extra(module)
+    if extra:
+        state["extra"] = extra
+    return state
+
+
+def read_buffers(owner: nn.Module | torch.Tensor) -> Any:
+    """Return copies of what a forward pass alone may change, in the form of ``read_module``.
+
+    These are a module's buffers and its extra state, or a tensor that is no parameter.
+    """
+    if isinstance(owner, nn.Parameter):
+        return None
+    if isinstance(owner, torch.Tensor):
+        return owner.detach().clone()
+    buffers = owner.named_buffers(remove_duplicate=False)
+    state: dict[str, Any] = {"tensors": {name: b.detach().clone() for name, b in buffers}}
+    extra = _read_extra(owner)
+    if extra:
+        state["extra"] = snapshot_of(extra)
+    return state
+
+
+def _read_extra(module: nn.Module) -> dict[str, Any]:
+    return {
         name: part.get_extra_state()
         for name, part in module.named_modules()
         if type(part).get_extra_state is not nn.Module.get_extra_state
     }
-    if extra:
-        state["extra"] = extra
-    return state
 
 
 def check_module(module: nn.Module, state: dict[str, Any], what: str) -> None:

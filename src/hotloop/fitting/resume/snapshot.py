@@ -14,6 +14,7 @@ from hotloop.fitting.resume.identity import check_identity, identity_of
 from hotloop.fitting.resume.modules import (
     check_module,
     check_tensor,
+    read_buffers,
     read_gradients,
     read_module,
     read_optimizer,
@@ -54,6 +55,27 @@ def read_training(model: Trained, scaler: Any) -> dict[str, Any]:
         else:
             state["extras"][name] = part if isinstance(part, torch.Tensor) else part.state_dict()
     return state
+
+
+def read_changing(model: Trained) -> dict[str, Any]:
+    """Return copies of what a validation may change: running statistics of net, loss and extras."""
+    return {name: read_buffers(owner) for name, owner in tensors_owners(model).items()}
+
+
+def put_back(training: dict[str, Any], changing: dict[str, Any]) -> None:
+    """Make a state what it was when ``read_changing`` was called, in a validation since.
+
+    Args:
+        training: of ``read_training``; its tensors are exchanged, and not written to.
+        changing: of ``read_changing``.
+    """
+    for name, before in changing.items():
+        place = training if name in ("net", "loss_fn") else training["extras"]
+        if isinstance(before, torch.Tensor):
+            place[name] = before
+        elif before is not None:
+            place[name]["tensors"].update(before["tensors"])
+            place[name].update({key: before[key] for key in before if key == "extra"})
 
 
 def write_training(

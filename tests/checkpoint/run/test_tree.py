@@ -62,6 +62,18 @@ def test_tensors_arrays_and_kinds_come_back():
     assert round_trip(OrderedDict(a=1)) == {"a": 1}
 
 
+def test_sparse_tensors_come_back_as_they_were():
+    indices = torch.tensor([[2, 0, 2]])
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    pile = torch.sparse_coo_tensor(indices, values, (4, 2), check_invariants=True)
+    for tensor in (pile, pile.coalesce()):
+        found = round_trip({"gradient": tensor})["gradient"]
+        assert found.is_coalesced() == tensor.is_coalesced()
+        assert found.shape == tensor.shape
+        assert torch.equal(found._indices(), tensor._indices())
+        assert torch.equal(found._values(), tensor._values())
+
+
 def test_each_tensor_has_a_name_of_its_own():
     value = {
         "a": {"b": torch.tensor(1), "b.0": torch.tensor(2)},
@@ -83,9 +95,12 @@ def test_a_tensor_that_is_there_twice_is_kept_once():
     assert torch.equal(found["teacher"][1], torch.ones(3))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_what_has_no_form_is_named():
     with pytest.raises(NotPlainError, match=r"state\.scheduler\.f is a function"):
         encode({"scheduler": {"f": round_trip}})
+    with pytest.raises(NotPlainError, match=r"state\.a is a sparse_csr tensor"):
+        encode({"a": torch.eye(2).to_sparse_csr()})
     with pytest.raises(NotPlainError, match="array of object"):
         encode(np.array([object()]))
 
@@ -103,9 +118,15 @@ def test_what_has_no_form_is_named():
         {"$tuple": 5},
         {"$bounded": [-1, []]},
         {"$bounded": [3]},
+        {"$sparse": ["x", "x", [4, 2], False]},
+        {"$sparse": ["missing", "x", [4, 2], False]},
+        {"$sparse": ["indices", "values", [4], False]},  # of six
+        {"$sparse": ["indices", "values", [9], True]},  # not in order
         {"$tensor": "x", "more": 1},
     ],
 )
 def test_a_form_that_nobody_wrote_is_refused(data):
+    tensors = {"indices": torch.tensor([[5, 1]]), "values": torch.ones(2)}
+    tensors["x"] = torch.zeros(8, dtype=torch.uint8)
     with pytest.raises(CheckpointError):
-        decode(data, {"x": torch.zeros(8, dtype=torch.uint8)})
+        decode(data, tensors)

@@ -123,6 +123,26 @@ def test_all_gradients_of_an_unfinished_group_are_kept(tmp_path: Path, small):
     assert fit(WithHead, tmp_path / "cut", small, **options) == whole
 
 
+def make_sparse() -> KerasModel:
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(8, 2, sparse=True)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.table((inputs > 0).long() + 2 * torch.arange(4)).sum(1)
+
+    net = Codes()
+    return KerasModel(net, Loss(), optimizer=torch.optim.SGD(net.parameters(), lr=0.5))
+
+
+def test_sparse_gradients_of_an_unfinished_group_are_kept(tmp_path: Path, small):
+    options = {"gradient_accumulation_steps": 4, "save_every_steps": 1}
+    whole = fit(make_sparse, tmp_path / "whole", small, **options)
+    assert fit(make_sparse, tmp_path / "cut", small, STEPS + 2 + 7, **options) is None
+    assert fit(make_sparse, tmp_path / "cut", small, **options) == whole
+
+
 class Thaws:
     """Thaws the first layer after an epoch."""
 

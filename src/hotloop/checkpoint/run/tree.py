@@ -24,8 +24,8 @@ def encode(value: Any, path: str = "state") -> tuple[Any, dict[str, torch.Tensor
     """Return ``value`` as JSON-able data, and the tensors it holds by name.
 
     None, bool, int, float (NaN and infinities too), str, bytes, list, tuple, dict with any such
-    keys, set, ``Counter``, ``deque``, tensors, numpy arrays and numbers, ``torch.dtype``,
-    ``torch.device`` and ``torch.Size`` come back as they were.
+    keys, set, ``Counter``, ``deque``, tensors (dense and COO), numpy arrays and numbers,
+    ``torch.dtype``, ``torch.device`` and ``torch.Size`` come back as they were.
 
     A tensor that is there several times is kept once, under the first of its names.
 
@@ -85,7 +85,14 @@ class _Encoder:
             return value
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo:
+            parts = {"indices": value._indices(), "values": value._values()}
+            names = [self._add(f"{path}.{n}", part.detach()) for n, part in parts.items()]
+            return {"$sparse": [*names, list(value.shape), value.is_coalesced()]}
         if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                layout = str(value.layout).removeprefix("torch.")
+                raise NotPlainError(f"{path} is a {layout} tensor, which cannot be saved")
             if id(value) not in self._names:
                 self._names[id(value)] = value, self._add(path, value.detach())
             return {"$tensor": self._names[id(value)][1]}
@@ -164,6 +171,17 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return tensors[name]
 
 
+def _sparse(parts: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    indices, values, shape, is_coalesced = parts
+    return torch.sparse_coo_tensor(
+        _tensor(indices, tensors),
+        _tensor(values, tensors),
+        shape,
+        check_invariants=True,
+        is_coalesced=is_coalesced,
+    )
+
+
 def _dtype(name: str, _: Mapping[str, torch.Tensor]) -> torch.dtype:
     if name not in _DTYPES:
         raise CheckpointError(f"this version of torch has no dtype {name!r}")
@@ -181,6 +199,7 @@ def _sequence(kind: Callable[[Any], Any]) -> Callable[[Any, Mapping[str, torch.T
 _DECODERS: dict[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "$float": lambda text, _: float(text),
     "$tensor": _tensor,
+    "$sparse": _sparse,
     "$array": _array,
     "$number": _number,
     "$size": lambda parts, _: torch.Size(parts),

@@ -277,8 +277,8 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], file: Any, target: Path)
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"'{target}' cannot hold a tensor of this run ({error}): keep sparse and quantised "
-            f"tensors out of net and optimizer, or train without resume."
+            f"'{target}' cannot hold a tensor of this run ({error}): keep quantised tensors "
+            f"out of net and optimizer, or train without resume."
         ) from error
     file.write(data)
 

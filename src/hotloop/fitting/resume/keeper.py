@@ -23,6 +23,7 @@ from hotloop.fitting.resume.identity import (
     write_callbacks,
 )
 from hotloop.fitting.resume.modules import write_module
+from hotloop.fitting.resume.remarks import remarks_on
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import (
     arrival_of,
@@ -109,6 +110,9 @@ class RunKeeper:
                 self._restore_or_refuse(checkpoint)
                 self._factor = checkpoint.state["lr_factor"]
                 self._say(f"going on with {self._describe(checkpoint)}")
+                about = checkpoint.state["run"]
+                for text in remarks_on(run, about, self.epoch, self._num_done):
+                    self._say(text)
         else:
             aside = self.folder.set_aside()
             if aside is not None:

@@ -108,6 +108,7 @@ class WithHead(KerasModel):
     def __init__(self) -> None:
         net, head, loss = make_mlp(), nn.Linear(2, 2), Tempered()
         super().__init__(net, loss, optimizer=adam(net, head, loss), head=head)
+        self.scale = nn.Parameter(torch.ones(()))
 
     def step(self, batch: Any) -> Any:
         inputs, labels = batch
@@ -144,12 +145,13 @@ def test_sparse_gradients_of_an_unfinished_group_are_kept(tmp_path: Path, small)
 
 
 class Thaws:
-    """Thaws the first layer after an epoch."""
+    """Thaws the first weights after an epoch, and freezes others."""
 
     def on_validation_epoch_end(self, model) -> None:
         if len(model.history["epoch"]) == 1:
-            model.net[0].requires_grad_(True)
+            model.net[0].weight.requires_grad_(True)
             model.loss_fn.temperature.requires_grad_(False)
+            model.scale.requires_grad_(False)
 
 
 def make_frozen() -> KerasModel:
@@ -165,8 +167,8 @@ def test_what_was_thawed_is_trained_on(tmp_path: Path, small, capsys):
     capsys.readouterr()
     assert fit(make_frozen, tmp_path / "cut", small, callbacks=[Thaws()]) == whole
     assert (
-        "frozen or trained as in the run, and not as built: net.0.weight (trained), net.0.bias "
-        "(trained), loss_fn.temperature (frozen)\n"
+        "frozen or trained as in the run, and not as built: net.0.weight (trained), "
+        "loss_fn.temperature (frozen), model.scale (frozen)\n"
     ) in capsys.readouterr().out
     assert fit(make_frozen, tmp_path / "whole", small, callbacks=[Thaws()]) == whole
 

@@ -137,7 +137,7 @@ def _write_requires_grad(
     model: Trained, saved: dict[str, dict[str, bool]], say: Callable[[str], None]
 ) -> None:
     changed = [
-        f"{owner}.{name} ({'trained' if required else 'frozen'})"
+        f"{'.'.join(filter(None, (owner, name)))} ({'trained' if required else 'frozen'})"
         for owner, part in tensors_owners(model).items()
         for name, required in write_requires_grad(part, saved.get(owner, {}))
     ]

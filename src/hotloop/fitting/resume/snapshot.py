@@ -41,10 +41,9 @@ def read_training(model: Trained, scaler: Any) -> dict[str, Any]:
         "extras": {},
         "all_extras": True,  # earlier versions had the arguments that are no containers alone
     }
-    state["requires_grad"] = {
-        name: read_requires_grad(owner) for name, owner in tensors_owners(model).items()
-    }
-    gradients = {name: read_gradients(owner) for name, owner in tensors_owners(model).items()}
+    owners = tensors_owners(model)
+    state["requires_grad"] = {name: read_requires_grad(owner) for name, owner in owners.items()}
+    gradients = {name: read_gradients(owner) for name, owner in owners.items()}
     state["gradients"] = gradients.pop("net")
     state["other_gradients"] = {name: found for name, found in gradients.items() if found}
     if isinstance(model.loss_fn, nn.Module):

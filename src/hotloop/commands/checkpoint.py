@@ -77,10 +77,10 @@ def _targets(path: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[Any, bool]:
     """Return what a file holds, and whether it has checksums, which fit."""
-    from hotloop.checkpoint.run import folder
+    from hotloop.checkpoint.run import manifest
     from hotloop.checkpoint.weights import read_checked
 
-    return (folder.read(path), True) if path.suffix == ".json" else read_checked(path)
+    return (manifest.read(path), True) if path.suffix == ".json" else read_checked(path)
 
 
 def _describe(path: Path) -> list[dict[str, Any]]:
@@ -91,9 +91,9 @@ def _describe(path: Path) -> list[dict[str, Any]]:
 
 
 def _describe_run(path: Path) -> dict[str, Any]:
-    from hotloop.checkpoint.run import folder
+    from hotloop.checkpoint.run import manifest
 
-    found = folder.read(path)
+    found = manifest.read(path)
     about, stopping = found.state["run"], found.state["stopping"]
     tensors = found.state["training"]["net"]["tensors"]
     in_epoch = found.state["stage"] is not None

@@ -51,6 +51,10 @@ class EarlyStopping:
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.epoch = state["epoch"]
 
+    def forget_best(self) -> None:
+        """Let the next finite score be the best one; patience counts from now."""
+        self.best, self.best_epoch = None, self.epoch
+
     def _is_better(self, score: float) -> bool:
         if self.best is None:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,55 @@ def test_a_failed_write_is_tried_again_between_steps(small, monkeypatch, capsys)
     assert STEPS < RunFolder(run).latest(pytest.fail).step < 2 * STEPS
     assert sum(number < STEPS + 5 for number in tries) > 1
     assert capsys.readouterr().out.count("the run could not be saved") == 1
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_copy_of_the_best_weights_is_made_again(tmp_path: Path, small, capsys):
+    whole = fit(small, tmp_path / "whole")
+    fit(small, tmp_path / "best", epochs=3)
+    (copy,) = (tmp_path / "best.run").glob("best-*")  # which all kept checkpoints name
+    flip_a_bit(copy)
+    capsys.readouterr()
+    assert fit(small, tmp_path / "best") == whole
+    said = capsys.readouterr().out
+    assert said.count(f"'{copy}' was damaged or lost, and is copied from") == 1
+    assert "the one before it is used" not in said
+    assert copy.read_bytes() == (tmp_path / "best").read_bytes()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink])
+def test_a_run_goes_on_though_its_best_weights_are_lost(
+    tmp_path: Path, small, capsys, damage: Callable[[Path], None]
+):
+    whole_model, loader = make_model(small)
+    whole = whole_model.fit(loader, loader, epochs=5, ckpt_path=tmp_path / "whole", mode="max",
+                            patience=10, quiet=True)  # fmt: skip
+    fit(small, tmp_path / "best", epochs=3)
+    (copy,) = (tmp_path / "best.run").glob("best-*")
+    damage(copy)
+    damage(tmp_path / "best")
+    capsys.readouterr()
+    model, loader = make_model(small)
+    history = model.fit(loader, loader, epochs=5, ckpt_path=tmp_path / "best", mode="max",
+                        patience=1, resume=True, plot=False)  # fmt: skip
+    assert capsys.readouterr().out.count("no checkpoint has best weights: the run goes on") == 1
+    # the fourth epoch is the best of those since, the fifth is worse, and patience counts anew
+    assert history.equals(whole)
+    assert (model.best_epoch, model.best_score) == (4, whole["val_loss"][3])
+    latest = RunFolder(tmp_path / "best.run").latest(pytest.fail)
+    assert latest.best.read_bytes() == (tmp_path / "best").read_bytes()
+
+
+def test_a_finished_run_whose_best_weights_are_lost_ends_with_its_last(tmp_path: Path, small):
+    fit(small, tmp_path / "best", epochs=3)
+    for path in ((tmp_path / "best"), *(tmp_path / "best.run").glob("best-*")):
+        flip_a_bit(path)
+    model, loader = make_model(small)
+    history = model.fit(loader, loader, epochs=3, ckpt_path=tmp_path / "best", mode="max",
+                        patience=10, resume=True, quiet=True)  # fmt: skip
+    assert model.evaluate(loader)["val_loss"] == pytest.approx(history["val_loss"][2])

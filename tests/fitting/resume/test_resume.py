@@ -304,6 +304,45 @@ def test_a_state_that_no_file_holds_is_named(small):
         model.fit(loader, epochs=1, resume=True, quiet=True)
 
 
+class Remembers:
+    """A callback with a state, which it may lack before the first epoch."""
+
+    def __init__(self, state: object) -> None:
+        self.state = state
+
+    def on_train_epoch_end(self, model) -> None:
+        if self.state is None:
+            self.state = 5
+
+    def state_dict(self) -> dict:
+        if self.state is None:
+            raise RuntimeError("no epoch yet")
+        return {"found": {"here": self.state}}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_a_callback_whose_state_no_file_holds_is_told_before_the_first_step(small, epochs_before):
+    if epochs_before:
+        model, loader = make_model(small)
+        model.fit(loader, epochs=1, resume=True, quiet=True)
+    model, loader = make_model(small)
+    model.optimizer.register_step_post_hook(lambda *_: pytest.fail("a step was done"))
+    message = r"state\.callbacks\.0\.state\.found\.here is a PosixPath, which cannot be saved"
+    with pytest.raises(CheckpointError, match=message):
+        model.fit(loader, epochs=2, resume=True, quiet=True, callbacks=[Remembers(Path("figures"))])
+
+
+def test_a_state_that_is_there_after_an_epoch_only_is_saved_then(small, capsys):
+    model, loader = make_model(small)
+    model.fit(loader, epochs=2, resume=True, plot=False, callbacks=[Remembers(None)])
+    assert capsys.readouterr().out.count("not known yet (RuntimeError: no epoch yet)") == 1
+    latest = RunFolder(Path("checkpoint.run")).latest(pytest.fail)
+    assert latest.state["callbacks"][0]["state"] == {"found": {"here": 5}}
+
+
 def test_weights_that_are_nan_are_never_saved_over_good_ones(small, capsys):
     class Poison:
         def on_train_epoch_end(self, model):

@@ -8,46 +8,33 @@ checkpoint is noticed and the one before it used.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from hotloop.checkpoint.files import sync_folder, write_atomically
-from hotloop.checkpoint.run.tree import decode
+from hotloop.checkpoint.run.manifest import (
+    FILE,
+    FORMAT,
+    VERSION,
+    Checkpoint,
+    LostBestError,
+    NewerFormatError,
+    describe_file,
+    read,
+    read_manifest,
+    sum_of,
+)
 from hotloop.errors import CheckpointError
 
-FORMAT, VERSION = "hotloop run checkpoint", 1
 _MANIFEST = re.compile(r"step-(\d{12})\.json")
-_FILE = re.compile(r"(step|best)-\d{12}\.(safetensors|weights)")
-_MAX_MANIFEST_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint as it was read.
-
-    Attributes:
-        path: its manifest.
-        step: training steps done in the run.
-        saved: when, as local time with its offset.
-        state: what ``RunFolder.write`` was given.
-        best: the file with the best weights so far; None before there are any.
-    """
-
-    path: Path
-    step: int
-    saved: str
-    state: Any
-    best: Path | None
 
 
 class RunFolder:
@@ -56,10 +43,12 @@ class RunFolder:
     Args:
         path: the folder; made when something is written.
         keep: how many checkpoints stay.
+        weights: the file that the copies of the best weights are of, which may replace a damaged
+            one.
     """
 
-    def __init__(self, path: Path, keep: int = 2) -> None:
-        self.path, self.keep = path, keep
+    def __init__(self, path: Path, keep: int = 2, weights: Path | None = None) -> None:
+        self.path, self.keep, self._weights = path, keep, weights
 
     def manifests(self) -> list[Path]:
         """Return the manifests, newest first."""
@@ -87,7 +76,7 @@ class RunFolder:
         """
         # another name than that of an older checkpoint of this step, which stays valid meanwhile
         name = self._free_name(step)
-        target = self.path / name
+        target, best = self.path / name, data.get("best")
         try:
             write_atomically(target, lambda file: _write_tensors(tensors, file, target))
             manifest = {
@@ -95,11 +84,11 @@ class RunFolder:
                 "version": VERSION,
                 "step": step,
                 "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "tensors": _describe(target),
-                "best": None if data.get("best") is None else _describe(self.path / data["best"]),
+                "tensors": describe_file(target),
+                "best": best and describe_file(self.path / best),
                 "state": data,
             }
-            text = json.dumps({**manifest, "sha256": _sum_of(manifest)}, allow_nan=False)
+            text = json.dumps({**manifest, "sha256": sum_of(manifest)}, allow_nan=False)
             path = self.path / f"step-{step:012d}.json"
             write_atomically(path, lambda file: file.write(text.encode()))
         except (CheckpointError, OSError) as error:
@@ -132,12 +121,15 @@ class RunFolder:
         """Remove what a killed process left half-written."""
         if self.path.is_dir():
             for path in self.path.glob(".*.tmp"):
-                if _MANIFEST.match(path.name[1:]) or _FILE.match(path.name[1:]):
+                if _MANIFEST.match(path.name[1:]) or FILE.match(path.name[1:]):
                     with contextlib.suppress(OSError):
                         path.unlink()
 
     def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest checkpoint that is whole; None where there is none at all.
+
+        A damaged copy of the best weights is made again from their file. Where that is another, and
+        all checkpoints lack their best weights, the newest is returned without them.
 
         Args:
             say: takes a line for each that is damaged.
@@ -146,19 +138,48 @@ class RunFolder:
             CheckpointError: all are damaged, or one was written by a newer version.
         """
         manifests = self.manifests()
+        errors: list[CheckpointError] = []
+        lost: list[tuple[Path, LostBestError]] = []
         for path in manifests:
             try:
-                return read(path)
+                found = self._read_or_mend(path, say)
             except NewerFormatError:
                 raise
             except CheckpointError as error:
-                say(f"{error}; the one before it is used")
+                errors.append(error)
+                if isinstance(error, LostBestError):
+                    lost.append((path, error))
+                continue
+            for damage in errors:
+                say(f"{damage}; the one before it is used")
+            return found
+        for path, lost_best in lost:
+            with contextlib.suppress(CheckpointError):
+                found = read(path, str(lost_best))
+                for damage in errors[: errors.index(lost_best)]:
+                    say(f"{damage}; the one before it is used")
+                return found
+        for damage in errors:
+            say(str(damage))
         if manifests:
             raise CheckpointError(
                 f"all {len(manifests)} checkpoints in '{self.path}' are damaged: remove the folder "
                 f"or pass resume=False to begin anew, or put back a copy of it."
             )
         return None
+
+    def _read_or_mend(self, path: Path, say: Callable[[str], None]) -> Checkpoint:
+        """Read a checkpoint, after its copy of the best weights was made again where need be."""
+        try:
+            return read(path)
+        except LostBestError as error:
+            weights, copy = self._weights, self.path / error.entry["file"]
+            if weights is None or not _is_described(weights, error.entry):
+                raise
+            with weights.open("rb") as whole:
+                write_atomically(copy, lambda file: shutil.copyfileobj(whole, file, 1 << 20))
+            say(f"'{copy}' was damaged or lost, and is copied from '{weights}' again")
+            return read(path)
 
     def set_aside(self) -> Path | None:
         """Move an earlier run's checkpoints out of the way of a new run; return where to.
@@ -227,7 +248,7 @@ class RunFolder:
         return {
             path
             for path in self.path.iterdir()
-            if _MANIFEST.fullmatch(path.name) or _FILE.fullmatch(path.name)
+            if _MANIFEST.fullmatch(path.name) or FILE.fullmatch(path.name)
         }
 
     def _thin_out(self, newest: Path) -> None:
@@ -249,112 +270,6 @@ class RunFolder:
                 path.unlink()
 
 
-class NewerFormatError(CheckpointError):
-    """A checkpoint was written by a version of hotloop that knows more than this one."""
-
-
-def read(path: Path) -> Checkpoint:
-    """Read a checkpoint and check everything of it.
-
-    Raises:
-        NewerFormatError: it is of a later format.
-        CheckpointError: it is damaged; the message says what.
-    """
-    manifest = read_manifest(path)
-    for part in ("tensors", "best"):
-        if manifest[part] is not None:
-            _check_file(path.parent, manifest[part], path)
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path.parent / manifest["tensors"]["file"])
-        state = decode(manifest["state"], tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint '{path}' is damaged: {error}") from error
-    except Exception as error:
-        raise CheckpointError(f"checkpoint '{path}' is damaged: {error}") from error
-    best = manifest["best"]
-    return Checkpoint(
-        path,
-        manifest["step"],
-        str(manifest.get("saved", "")),
-        state,
-        None if best is None else path.parent / best["file"],
-    )
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read a manifest and check its own sum and form.
-
-    Raises:
-        NewerFormatError: it is of a later format.
-        CheckpointError: it is damaged.
-    """
-    try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise CheckpointError(f"checkpoint '{path}' is damaged: its manifest is too large")
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint '{path}' is damaged: it is no JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"'{path}' is damaged, or no run checkpoint of hotloop")
-    version = manifest.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise NewerFormatError(
-            f"checkpoint '{path}' has format {version} and this hotloop reads up to {VERSION}: "
-            f"install the newer hotloop that wrote it."
-        )
-    expected = manifest.pop("sha256", None)
-    if expected != _sum_of(manifest):
-        raise CheckpointError(f"checkpoint '{path}' is damaged: its checksum does not fit")
-    whole = {"step", "tensors", "best", "state"} <= set(manifest)
-    if not whole or version != VERSION or not isinstance(manifest["step"], int):
-        raise CheckpointError(f"checkpoint '{path}' is damaged: its manifest lacks entries")
-    for part in ("tensors", "best"):
-        _check_entry(manifest[part], path, optional=part == "best")
-    return manifest
-
-
-def _check_entry(entry: Any, path: Path, optional: bool) -> None:
-    if entry is None and optional:
-        return
-    named = isinstance(entry, dict) and isinstance(entry.get("file"), str)
-    # the pattern keeps names inside the folder
-    if not named or not _FILE.fullmatch(entry["file"]) or not isinstance(entry.get("bytes"), int):
-        raise CheckpointError(f"checkpoint '{path}' is damaged: it names a file it cannot have")
-
-
-def _check_file(folder: Path, entry: dict[str, Any], manifest: Path) -> None:
-    path = folder / entry["file"]
-    try:
-        found = _describe(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"checkpoint '{manifest}' is damaged: '{path.name}' cannot be read "
-            f"({error.strerror or error})"
-        ) from error
-    if found["bytes"] != entry["bytes"]:
-        raise CheckpointError(
-            f"checkpoint '{manifest}' is damaged: '{path.name}' has {found['bytes']} bytes instead "
-            f"of {entry['bytes']}"
-        )
-    if found["sha256"] != entry.get("sha256"):
-        raise CheckpointError(
-            f"checkpoint '{manifest}' is damaged: the checksum of '{path.name}' does not fit"
-        )
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"file": path.name, "bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
-
-
-def _sum_of(manifest: dict[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _write_tensors(tensors: Mapping[str, torch.Tensor], file: Any, target: Path) -> None:
     from safetensors.torch import save
 
@@ -362,7 +277,15 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], file: Any, target: Path)
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"'{target}' cannot hold a tensor of this run ({error}): keep sparse and quantised "
-            f"tensors out of net and optimizer, or train without resume."
+            f"'{target}' cannot hold a tensor of this run ({error}): keep quantised tensors "
+            f"out of net and optimizer, or train without resume."
         ) from error
     file.write(data)
+
+
+def _is_described(path: Path, entry: dict[str, Any]) -> bool:
+    """Tell whether a file has the size and sum that a manifest notes of its copy."""
+    try:
+        return describe_file(path) == {**entry, "file": path.name}
+    except OSError:
+        return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ def encode(value: Any, path: str = "state") -> tuple[Any, dict[str, torch.Tensor
     """Return ``value`` as JSON-able data, and the tensors it holds by name.
 
     None, bool, int, float (NaN and infinities too), str, bytes, list, tuple, dict with any such
-    keys, set, ``Counter``, ``deque``, tensors, numpy arrays and numbers, ``torch.dtype``,
-    ``torch.device`` and ``torch.Size`` come back as they were.
+    keys, set, ``Counter``, ``deque``, tensors (dense and COO), numpy arrays and numbers,
+    ``torch.dtype``, ``torch.device`` and ``torch.Size`` come back as they were.
+
+    A tensor that is there several times is kept once, under the first of its names.
 
     Args:
         value: the state.
@@ -34,8 +36,8 @@ def encode(value: Any, path: str = "state") -> tuple[Any, dict[str, torch.Tensor
     Raises:
         NotPlainError: it holds something else; the message names it.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    return _encode(value, path, tensors), tensors
+    encoder = _Encoder()
+    return encoder.encode(value, path), encoder.tensors
 
 
 def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -66,48 +68,79 @@ def decode(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         ) from error
 
 
-def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if value is None or isinstance(value, (bool, str)) or type(value) is int:
-        return value
-    if type(value) is float:
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach()
-        return {"$tensor": path}
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise NotPlainError(f"{path} is an array of {value.dtype}, which cannot be saved")
-        tensors[path] = torch.from_numpy(_for_torch(value))
-        return {"$array": [path, value.dtype.str, list(value.shape)]}
-    if isinstance(value, np.generic):
-        return {"$number": [value.dtype.str, value.item()]}
-    if isinstance(value, torch.Size):
-        return {"$size": list(value)}
-    if isinstance(value, list):
-        return [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(value)]
-    if type(value) in (tuple, set, frozenset, deque):
-        parts = [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(value)]
-        return {f"${type(value).__name__}": parts}
-    if isinstance(value, Mapping):
-        return _encode_mapping(value, path, tensors)
-    if isinstance(value, (torch.dtype, torch.device)):
-        return {f"${type(value).__name__}": str(value)}
-    if isinstance(value, bytes):
-        return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, int):
-        return int(value)  # an IntEnum
-    raise NotPlainError(f"{path} is a {type(value).__name__}, which cannot be saved")
+class _Encoder:
+    """Encodes one state.
 
+    Attributes:
+        tensors: by the name that the data has for each.
+    """
 
-def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: dict[str, torch.Tensor]) -> Any:
-    plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
-    if plain and not isinstance(value, Counter):
-        return {key: _encode(part, f"{path}.{key}", tensors) for key, part in value.items()}
-    pairs = [
-        [_encode(key, f"{path}.key{i}", tensors), _encode(part, f"{path}.{i}", tensors)]
-        for i, (key, part) in enumerate(value.items())
-    ]
-    return {"$Counter" if isinstance(value, Counter) else "$dict": pairs}
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        # of the state's own tensors, by id: each is written once; held, so that no id is used again
+        self._names: dict[int, tuple[torch.Tensor, str]] = {}
+
+    def encode(self, value: Any, path: str) -> Any:
+        if value is None or isinstance(value, (bool, str)) or type(value) is int:
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, torch.Tensor) and value.layout == torch.sparse_coo:
+            parts = {"indices": value._indices(), "values": value._values()}
+            names = [self._add(f"{path}.{n}", part.detach()) for n, part in parts.items()]
+            return {"$sparse": [*names, list(value.shape), value.is_coalesced()]}
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                layout = str(value.layout).removeprefix("torch.")
+                raise NotPlainError(f"{path} is a {layout} tensor, which cannot be saved")
+            if id(value) not in self._names:
+                self._names[id(value)] = value, self._add(path, value.detach())
+            return {"$tensor": self._names[id(value)][1]}
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind not in "biuf":
+                raise NotPlainError(f"{path} is an array of {value.dtype}, which cannot be saved")
+            name = self._add(path, torch.from_numpy(_for_torch(value)))
+            return {"$array": [name, value.dtype.str, list(value.shape)]}
+        if isinstance(value, np.generic):
+            return {"$number": [value.dtype.str, value.item()]}
+        if isinstance(value, torch.Size):
+            return {"$size": list(value)}
+        if isinstance(value, list):
+            return self._parts(value, path)
+        if type(value) is deque and value.maxlen is not None:
+            return {"$bounded": [value.maxlen, self._parts(value, path)]}
+        if type(value) in (tuple, set, frozenset, deque):
+            return {f"${type(value).__name__}": self._parts(value, path)}
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        if isinstance(value, (torch.dtype, torch.device)):
+            return {f"${type(value).__name__}": str(value)}
+        if isinstance(value, bytes):
+            return {"$bytes": base64.b64encode(value).decode()}
+        if isinstance(value, int):
+            return int(value)  # an IntEnum
+        raise NotPlainError(f"{path} is a {type(value).__name__}, which cannot be saved")
+
+    def _add(self, path: str, tensor: torch.Tensor) -> str:
+        """Take a tensor; the path is its name, unless another one has it."""
+        name, number = path, 2
+        while name in self.tensors:  # {"a": {"b": ...}, "a.b": ...}
+            name, number = f"{path}#{number}", number + 1
+        self.tensors[name] = tensor
+        return name
+
+    def _parts(self, values: Iterable[Any], path: str) -> list[Any]:
+        return [self.encode(part, f"{path}.{i}") for i, part in enumerate(values)]
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        plain = all(isinstance(key, str) and not key.startswith("$") for key in value)
+        if plain and not isinstance(value, Counter):
+            return {key: self.encode(part, f"{path}.{key}") for key, part in value.items()}
+        pairs = [
+            [self.encode(key, f"{path}.key{i}"), self.encode(part, f"{path}.{i}")]
+            for i, (key, part) in enumerate(value.items())
+        ]
+        return {"$Counter" if isinstance(value, Counter) else "$dict": pairs}
 
 
 def _for_torch(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -138,6 +171,17 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return tensors[name]
 
 
+def _sparse(parts: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    indices, values, shape, is_coalesced = parts
+    return torch.sparse_coo_tensor(
+        _tensor(indices, tensors),
+        _tensor(values, tensors),
+        shape,
+        check_invariants=True,
+        is_coalesced=is_coalesced,
+    )
+
+
 def _dtype(name: str, _: Mapping[str, torch.Tensor]) -> torch.dtype:
     if name not in _DTYPES:
         raise CheckpointError(f"this version of torch has no dtype {name!r}")
@@ -155,6 +199,7 @@ def _sequence(kind: Callable[[Any], Any]) -> Callable[[Any, Mapping[str, torch.T
 _DECODERS: dict[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "$float": lambda text, _: float(text),
     "$tensor": _tensor,
+    "$sparse": _sparse,
     "$array": _array,
     "$number": _number,
     "$size": lambda parts, _: torch.Size(parts),
@@ -162,6 +207,7 @@ _DECODERS: dict[str, Callable[[Any, Mapping[str, torch.Tensor]], Any]] = {
     "$set": _sequence(set),
     "$frozenset": _sequence(frozenset),
     "$deque": _sequence(deque),
+    "$bounded": lambda parts, tensors: deque(decode(parts[1], tensors), parts[0]),
     "$dict": _pairs,
     "$Counter": lambda pairs, tensors: Counter(_pairs(pairs, tensors)),
     "$dtype": _dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,21 +12,12 @@ from torch import nn
 from hotloop.data.position import digest_of
 from hotloop.data.purity import is_known_pure
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.parts import Trained, extras_of
 
 _NUM_COMPARED = 16  # samples of tensors, which cost nothing to read
 
 
-class Made(Protocol):
-    """The objects that a run is made of, beside its net."""
-
-    net: nn.Module
-    loss_fn: Any
-    optimizer: Any
-    lr_scheduler: Any
-    kwargs: dict[str, Any]
-
-
-def identity_of(model: Made) -> dict[str, Any]:
+def identity_of(model: Trained) -> dict[str, Any]:
     """Return the classes of a model's objects, and which parameters its optimizers update."""
     names = {id(parameter): name for name, parameter in model.net.named_parameters()}
     loss = model.loss_fn
@@ -39,17 +30,26 @@ def identity_of(model: Made) -> dict[str, Any]:
             for name, value in model.kwargs.items()
             if hasattr(value, "state_dict") and not isinstance(value, type)
         },
+        **{name: _describe(part, names) for name, part in extras_of(model).items()},
     }
 
 
-def check_identity(model: Made, saved: dict[str, Any]) -> None:
+def check_identity(model: Trained, saved: dict[str, Any], knows_all: bool = True) -> None:
     """Refuse a checkpoint of other objects.
+
+    Args:
+        model: what is there.
+        saved: of ``identity_of``, when the checkpoint was made.
+        knows_all: whether that was of all extras; earlier versions knew the arguments alone.
 
     Raises:
         CheckpointError: a class or an optimizer's parameters differ; names what.
     """
     own = identity_of(model)
-    for what in [*saved, *(name for name in own if name not in saved)]:
+    new = [name for name in own if name not in saved]
+    if not knows_all:
+        new = [name for name in new if hasattr(model.kwargs.get(name), "state_dict")]
+    for what in [*saved, *new]:
         before, now = saved.get(what), own.get(what)
         if before == now:
             continue
@@ -145,6 +145,8 @@ def write_callbacks(callbacks: Sequence[Any], saved: list[dict[str, Any]]) -> No
 def _describe(value: Any, names: dict[int, str]) -> dict[str, Any] | None:
     if value is None:
         return None
+    if isinstance(value, torch.Tensor):
+        return {"class": "tensor"}  # a parameter that was moved to a device is none any more
     described: dict[str, Any] = {"class": type(value).__qualname__}
     if isinstance(value, torch.optim.Optimizer):
         described["parameters"] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +23,23 @@ from hotloop.fitting.resume.identity import (
     write_callbacks,
 )
 from hotloop.fitting.resume.modules import write_module
+from hotloop.fitting.resume.remarks import remarks_on
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
-from hotloop.fitting.resume.snapshot import arrival_of, read_training, to_host, write_training
+from hotloop.fitting.resume.snapshot import (
+    arrival_of,
+    put_back,
+    read_changing,
+    read_training,
+    to_host,
+    to_plain,
+    write_training,
+)
 from hotloop.fitting.resume.stage import read_stage, write_stage
 from hotloop.fitting.resume.writing import RunWriter
 
 MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
 _LOOKED_THROUGH = ("net", "loss_fn", "kwargs", "optimizer", "history", "_clock")
-_NET = "state.training.net.tensors."  # before a tensor's name in the file
 
 
 class RunKeeper:
@@ -48,7 +57,8 @@ class RunKeeper:
     def __init__(self, run: Run, settings: ResumeSettings, callbacks: Any = ()) -> None:
         self.run, self.settings, self.callbacks = run, settings, list(callbacks)
         self.epoch, self.step, self.finished = 1, 0, False
-        self.folder = RunFolder(run_folder_of(run.settings.ckpt_path), settings.keep_checkpoints)
+        ckpt_path = Path(run.settings.ckpt_path)
+        self.folder = RunFolder(run_folder_of(ckpt_path), settings.keep_checkpoints, ckpt_path)
         self._say = run.progress.message
         self._lock: RunLock | None = None
         self._writer = RunWriter(self.folder, self._say)
@@ -57,6 +67,7 @@ class RunKeeper:
         self._num_done = 0  # batches of that stage
         self._ended_stage: dict[str, Any] | None = None  # of an epoch that is not concluded
         self._train_end: dict[str, Any] | None = None
+        self._changing: dict[str, Any] = {}  # as it was then
         self._hooks_called = False  # of the stage that is to be gone on with, at its end
         self._stage_in_step: Any = None
         self._random: Any = None  # of the checkpoint that was restored
@@ -85,7 +96,7 @@ class RunKeeper:
 
         Raises:
             RunInUseError: another process has it.
-            CheckpointError: what is there cannot be used.
+            CheckpointError: what is there cannot be used, or the state cannot be saved.
         """
         self.run.interrupt.before_stop = self.save_for_stop
         self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
@@ -105,10 +116,14 @@ class RunKeeper:
                     if self.finished
                     else f"going on with {self._describe(checkpoint)}"
                 )
+                about = checkpoint.state["run"]
+                for text in remarks_on(run, about, self.epoch, self._num_done):
+                    self._say(text)
         else:
             aside = self.folder.set_aside()
             if aside is not None:
                 self._say(f"an earlier run's checkpoints were moved to '{aside}'")
+        self._check_savable()
         if self.settings.save_every_seconds is not None:
             self._next_time = time.perf_counter() + self.settings.save_every_seconds
 
@@ -215,10 +230,12 @@ class RunKeeper:
         """Note the state after those hooks, which may change the training, for a stop from now."""
         if self._ended_stage is not None:
             self._train_end = self._capture()
+            self._changing = read_changing(self.run.model)
 
     def begin_epoch_end(self) -> None:
         """Note that the epoch is being concluded, in which nothing can be saved."""
         self._ended_stage = self._train_end = None
+        self._changing = {}
 
     def end_epoch(self, epoch: int) -> None:
         """Save after a whole epoch; at a stop ``save_for_stop`` does."""
@@ -276,10 +293,14 @@ class RunKeeper:
             states = self.run.train_source.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
-        named = self.run.model.net.named_parameters()
-        parameters = {_NET + name: name for name, p in named if p.requires_grad}
+        if self._train_end is not None:
+            put_back(training, self._changing)
         state = {**captured, "training": training, "best_held": self.run.best.held}
         data, tensors = to_host(state)
+        saved = data["training"]["net"]["tensors"]
+        named = self.run.model.net.named_parameters()
+        names = (name for name, p in named if p.requires_grad)
+        parameters = {saved[name]["$tensor"]: name for name in names}
         self._due = False
         if self._lock is not None:
             self._lock.hold()
@@ -313,7 +334,7 @@ class RunKeeper:
                 f"the run in '{self.folder.path}' has monitor='{about['monitor']}' and "
                 f"mode='{about['mode']}': pass the same, or another ckpt_path."
             )
-        write_training(model, run.accelerator.scaler, state["training"])
+        write_training(model, run.accelerator.scaler, state["training"], self._say)
         self.epoch, self.step = about["epoch"], checkpoint.step
         self._writer.saved_step = self.step
         run.clock.go_on_from(self.step)
@@ -372,6 +393,24 @@ class RunKeeper:
             "stage": None if between_epochs else self._ended_stage or read_stage(self._stage),
         }
 
+    def _check_savable(self) -> None:
+        """Refuse a state that no file can hold before the first step; nothing is copied.
+
+        Raises:
+            CheckpointError: names what it is.
+        """
+        run = self.run
+        try:
+            training = read_training(run.model, run.accelerator.scaler)
+            to_plain({**self._capture(between_epochs=True), "training": training})
+        except CheckpointError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a state_dict that needs training first
+            self._say(
+                f"the run's state cannot be read before its first step, so whether it can be saved "
+                f"is not known yet ({type(error).__name__}: {error})"
+            )
+
     @property
     def _has_time_to_save(self) -> bool:
         return self._next_time != float("inf") or self._writer.retry_at != float("inf")
@@ -393,6 +432,13 @@ class RunKeeper:
         best.saved = state["best_saved"]
         best.hold(state["best_held"])
         self._writer.best.restore(checkpoint.best)
+        if checkpoint.lost_best and best.held is None:
+            best.saved = False
+            self.run.stopping.forget_best()
+            self._say(
+                f"{checkpoint.lost_best}, and no checkpoint has best weights: the run goes on, and "
+                f"the weights of the next epoch are its best"
+            )
         if checkpoint.best is None or best.held is not None:
             return
         kept = checkpoint.best.read_bytes()

@@ -1,18 +1,17 @@
-"""The tensors and counters of modules, optimizers and metrics: read, and put back in place."""
+"""The tensors and settings of modules and optimizers: read, and put back in place."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotloop.checkpoint.run.tree import NotPlainError, encode
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.metrics import snapshot_of
+from hotloop.fitting.resume.parts import leaves_of
 
-_OWN_OF_MODULE = frozenset(vars(nn.Module()))
 _KEPT_SETTINGS = ("fused", "foreach", "capturable", "differentiable")
 
 
@@ -22,14 +21,35 @@ def read_module(module: nn.Module) -> dict[str, Any]:
     A module's extra state (``get_extra_state``) comes along; other Python attributes do not.
     """
     state: dict[str, Any] = {"tensors": dict(_named_tensors(module))}
-    extra = {
+    extra = _read_extra(module)
+    if extra:
+        state["extra"] = extra
+    return state
+
+
+def read_buffers(owner: nn.Module | torch.Tensor) -> Any:
+    """Return copies of what a forward pass alone may change, in the form of ``read_module``.
+
+    These are a module's buffers and its extra state, or a tensor that is no parameter.
+    """
+    if isinstance(owner, nn.Parameter):
+        return None
+    if isinstance(owner, torch.Tensor):
+        return owner.detach().clone()
+    buffers = owner.named_buffers(remove_duplicate=False)
+    state: dict[str, Any] = {"tensors": {name: b.detach().clone() for name, b in buffers}}
+    extra = _read_extra(owner)
+    if extra:
+        state["extra"] = snapshot_of(extra)
+    return state
+
+
+def _read_extra(module: nn.Module) -> dict[str, Any]:
+    return {
         name: part.get_extra_state()
         for name, part in module.named_modules()
         if type(part).get_extra_state is not nn.Module.get_extra_state
     }
-    if extra:
-        state["extra"] = extra
-    return state
 
 
 def check_module(module: nn.Module, state: dict[str, Any], what: str) -> None:
@@ -50,6 +70,20 @@ def check_module(module: nn.Module, state: dict[str, Any], what: str) -> None:
         )
 
 
+def check_tensor(tensor: torch.Tensor, saved: Any, what: str) -> None:
+    """Refuse the state of another tensor.
+
+    Raises:
+        CheckpointError: shapes differ.
+    """
+    shape = tuple(saved.shape) if isinstance(saved, torch.Tensor) else "no tensor"
+    if shape != tuple(tensor.shape):
+        raise CheckpointError(
+            f"the run's checkpoint is of another {what}: it is {shape} there and "
+            f"{tuple(tensor.shape)} here; build it as it was, or pass another ckpt_path."
+        )
+
+
 def write_module(module: nn.Module, state: dict[str, Any]) -> None:
     """Copy values into the module's own tensors, which stay the same objects."""
     with torch.no_grad():
@@ -60,20 +94,36 @@ def write_module(module: nn.Module, state: dict[str, Any]) -> None:
         parts[name].set_extra_state(extra)
 
 
-def read_gradients(module: nn.Module) -> dict[str, torch.Tensor]:
+def read_gradients(owner: nn.Module | torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the gradients that are there: of an unfinished group of batches."""
-    return {
-        name: parameter.grad
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None
-    }
+    return {name: leaf.grad for name, leaf in leaves_of(owner) if leaf.grad is not None}
 
 
-def write_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+def write_gradients(owner: nn.Module | torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
     """Put gradients back."""
-    for name, parameter in module.named_parameters():
+    for name, leaf in leaves_of(owner):
         gradient = gradients.get(name)
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        leaf.grad = None if gradient is None else gradient.to(leaf.device)
+
+
+def read_requires_grad(owner: nn.Module | torch.Tensor) -> dict[str, bool]:
+    """Return which parameters are trained: a callback may freeze and thaw them."""
+    return {name: leaf.requires_grad for name, leaf in leaves_of(owner)}
+
+
+def write_requires_grad(
+    owner: nn.Module | torch.Tensor, saved: dict[str, bool]
+) -> list[tuple[str, bool]]:
+    """Freeze and thaw parameters; return those that were changed, and whether they are trained."""
+    changed = [
+        (name, saved[name])
+        for name, leaf in leaves_of(owner)
+        if saved.get(name, leaf.requires_grad) != leaf.requires_grad
+    ]
+    leaves = dict(leaves_of(owner))
+    for name, required in changed:
+        leaves[name].requires_grad_(required)
+    return changed
 
 
 def read_optimizer(optimizer: Any) -> Any:
@@ -108,72 +158,6 @@ def write_optimizer(optimizer: Any, state: Any) -> None:
         for name, value in saved.items():
             if isinstance(value, torch.Tensor) and isinstance(own.get(name), torch.Tensor):
                 own[name] = value.detach().clone().to(own[name].device)
-
-
-def read_metrics(metrics: nn.Module) -> dict[str, Any]:
-    """Return what the metrics have added up so far, by module name.
-
-    torchmetrics' declared states; of other metrics their buffers, and the attributes that are
-    plain values or tensors.
-    """
-    return {name: _read_metric(module) for name, module in _metric_modules(metrics)}
-
-
-def write_metrics(metrics: nn.Module, state: dict[str, Any], device: torch.device) -> None:
-    """Put the metrics back to where they were."""
-    for name, module in _metric_modules(metrics):
-        saved = state.get(name, {})
-        for attribute, value in saved.get("attributes", {}).items():
-            setattr(module, attribute, _on(value, device))
-        for buffer, value in saved.get("buffers", {}).items():
-            getattr(module, buffer).copy_(value)
-
-
-def _metric_modules(metrics: nn.Module) -> Iterator[tuple[str, Any]]:
-    if hasattr(metrics, "compute") and callable(getattr(metrics, "items", None)):
-        # a MetricCollection: its groups share their states, which this makes all of them have
-        list(metrics.items(keep_base=True, copy_state=False))  # type: ignore[operator]
-    for name, module in metrics.named_modules():
-        if type(module) is not nn.ModuleDict and not _is_collection(module):
-            yield name, module
-
-
-def _is_collection(module: Any) -> bool:
-    return isinstance(module, nn.ModuleDict)
-
-
-def _read_metric(module: Any) -> dict[str, Any]:
-    torchmetrics: Any = sys.modules.get("torchmetrics")
-    if torchmetrics is not None and isinstance(module, torchmetrics.Metric):
-        names = [*module._defaults, "_update_count"]
-        return {"attributes": {name: _snapshot(getattr(module, name)) for name in names}}
-    attributes = {}
-    for name, value in vars(module).items():
-        if name in _OWN_OF_MODULE or callable(value):
-            continue
-        try:
-            encode(value)
-        except NotPlainError:
-            continue
-        attributes[name] = _snapshot(value)
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
-    return {"attributes": attributes, "buffers": buffers}
-
-
-def _snapshot(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, list):
-        return [_snapshot(part) for part in value]
-    return value
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list):
-        return [_on(part, device) for part in value]
-    return value
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

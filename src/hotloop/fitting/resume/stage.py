@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hotloop.fitting.resume.modules import read_metrics, write_metrics
+from hotloop.fitting.resume.metrics import read_metrics, write_metrics
 
 _RUNNER_COUNTS = ("num_steps", "_group_samples", "_first_samples")
 _ACCELERATOR_COUNTS = ("_num_accumulated", "sync_gradients")

@@ -243,7 +243,7 @@ class Examination:
     def _watch(self) -> StepFacts:
         """Watch one eager step."""
         run = self.trial.run
-        runner = run._make_step_runner("train", 1)
+        runner = run.stages.make_step_runner("train", 1)
         if hasattr(runner, "options"):
             runner.options = dataclasses.replace(runner.options, graph=None)
         run.accelerator.count_batch(last=True)

@@ -7,8 +7,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from hotloop.callbacks.formatting import format_value
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
@@ -34,11 +32,7 @@ from hotloop.fitting.checks import (
 from hotloop.fitting.choose import Speedups
 from hotloop.fitting.diagnose import explain_device_assert
 from hotloop.fitting.early_stopping import EarlyStopping
-from hotloop.fitting.forward import Forward
-from hotloop.fitting.gates import GatedScheduler
-from hotloop.fitting.index_ranges import EmbeddingRange
 from hotloop.fitting.interrupt import Interrupt
-from hotloop.fitting.loop import EpochOptions, EpochRunner
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
@@ -57,12 +51,11 @@ from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
 from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.fitting.resume.stops import ends_resumable, stays_for_the_user
 from hotloop.fitting.settings import FitSettings
-from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.fitting.stages import Stages
 from hotloop.fitting.trainable import (
     Trainable,
     add_values,
     call_hooks,
-    is_step_runner,
     is_users_own,
     place,
     saver_of,
@@ -144,11 +137,11 @@ class FitRun:
         self.micro_batches = MicroBatches(
             progress.message, self._release_resident, self._holds_resident
         )
-        self._embedding_ranges: dict[str, EmbeddingRange] = {}
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
         self.num_rows = 0  # of the history that are whole
+        self.stages = Stages(self)
         self.batch_shape: StepShape | None = None
         if not is_users_own(model):
             self._tell_of_scheduler()
@@ -312,7 +305,8 @@ class FitRun:
         if keeper is not None:
             keeper.finish()
 
-    def _note_shape(self, batch: Any) -> None:
+    def note_shape(self, batch: Any) -> None:
+        """Note the form of a training batch, to count what a step computes."""
         if self.batch_shape is None:
             self.batch_shape = StepShape(batch)
 
@@ -395,63 +389,12 @@ class FitRun:
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
         source.clock = self.clock
         self.clock.begin_stage(stage, epoch)
-        runner = self._make_step_runner(stage, epoch)
-        epoch_runner = self.model.EpochRunner(runner, self.quiet)
-        if isinstance(epoch_runner, EpochRunner):
-            epoch_runner.options = EpochOptions(
-                self.progress,
-                self.interrupt,
-                epoch,
-                self.speedups.threads,
-                self.keeper,
-                self.clock,
-                self._note_shape if stage == "train" else None,
-            )
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
-        graph = self.speedups.graph_of(stage)
-        if graph is not None:
-            optimizer = self.model.optimizer if stage == "train" else None
-            graph.start_epoch(self.model.net, self.model.loss_fn, optimizer)
-        own = not isinstance(epoch_runner, EpochRunner) or (
-            type(epoch_runner).__call__ is not EpochRunner.__call__
-        )
-        if own and stage == "train":
-            self.accelerator.start_stage(source.is_last)
-        try:
-            with (
-                torch.set_grad_enabled(stage == "train"),
-                self.speedups.in_stage(self.model.net, self.accelerator),
-            ):
-                values = epoch_runner(source)
-            if own and stage == "train":
-                self._finish_open_group(runner)
-        finally:
-            if graph is not None:
-                graph.finish()
-            self.clock.end_stage()
+        values = self.stages.run(stage, source, epoch)
         self._tell_skipped(source)
         values = {name: to_host(value) for name, value in values.items()}
         return values if self.parallel is None else self.parallel.same_for_all(values)
-
-    def _finish_open_group(self, runner: Any) -> None:
-        """Step on what a user's own epoch accumulated last, where its end was not known before."""
-        accelerator = self.accelerator
-        if accelerator.sync_gradients:
-            return
-        accelerator.count_batch(last=True)
-        if isinstance(runner, StepRunner) and not is_users_own(self.model):
-            runner.finish_batch()
-            return
-        optimizer = accelerator.gate_optimizer(self.model.optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def _micro_batches(self) -> MicroBatches | None:
-        """Return what splits batches that do not fit; several processes must step alike."""
-        if is_users_own(self.model) or self.parallel is not None:
-            return None
-        return self.micro_batches
 
     def _skip_bad_samples(self) -> None:
         """Leave out samples that cannot be read, where they are read one by one."""
@@ -489,64 +432,6 @@ class FitRun:
         """Tell whether there is resident data on an accelerator."""
         sources = (self.train_source, self.val_source)
         return any(isinstance(s, ResidentSource) and s.on_accelerator for s in sources)
-
-    def _make_step_runner(self, stage: str, epoch: int) -> Any:
-        model, settings, speedups = self.model, self.settings, self.speedups
-        training = stage == "train"
-        source = self.train_source if training else self.val_source
-        optimizer, scheduler = model.optimizer, model.lr_scheduler
-        per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
-        standard = is_step_runner(model.StepRunner) and not is_users_own(model)
-        gated = settings.gradient_accumulation_steps > 1 or self.accelerator.scaler is not None
-        extra = model.kwargs
-        if gated and not standard:
-            optimizer = self.accelerator.gate_optimizer(optimizer)
-            scheduler = scheduler and GatedScheduler(scheduler, self.accelerator)
-            extra = {name: self.accelerator.gate(value) for name, value in extra.items()}
-        stage_arguments = (
-            {"optimizer": optimizer, "lr_scheduler": scheduler if per_step else None}
-            if training
-            else {}
-        )
-        runner = model.StepRunner(
-            net=model.net,
-            loss_fn=model.loss_fn,
-            accelerator=self.accelerator,
-            stage=stage,
-            metrics_dict=self.metrics[stage],
-            **stage_arguments,
-            **extra,
-        )
-        if isinstance(runner, StepRunner):
-            self._share_embedding_range(stage, runner.compute_loss)
-            runner.options = StepOptions(
-                compute=self.compute,
-                clip_grad_norm=settings.clip_grad_norm,
-                scheduler_per_step=per_step,
-                epoch=epoch,
-                layout=speedups.layout,
-                narrow_inputs=speedups.narrow_inputs if training else None,
-                join_metrics=speedups.join_metrics,
-                batches_stay=source is not None and source.batches_stay,
-                transform=self.transform,
-                direct=training and standard and not settings.exact,
-                graph=speedups.graph_of(stage),
-                micro_batches=self._micro_batches(),
-                on_non_finite=settings.saving.on_non_finite,
-                skipped=self.skipped,
-                clock=self.clock,
-            )
-        return runner
-
-    def _share_embedding_range(self, stage: str, forward: Forward) -> None:
-        """Let an epoch go on with what the one before learnt of embeddings' indices."""
-        known = self._embedding_ranges.get(stage)
-        if known is not None and known.net is forward.net:
-            forward.embedding_range = known
-            return
-        forward.watch_embeddings(self.device)
-        if forward.embedding_range is not None:
-            self._embedding_ranges[stage] = forward.embedding_range
 
     def _make_resident(self) -> None:
         """Serve the data from memory, where that is safe; says so once."""

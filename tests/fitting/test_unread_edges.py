@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from hotloop import KerasModel
+from hotloop import Callback, KerasModel
 from hotloop.experiments.image_classifier import make_net
 from hotloop.fitting.unread_edges import CropUnread, UnreadEdges, _find_chains
 
@@ -219,8 +219,8 @@ class CeilMode:
         model.net[3].ceil_mode = True
 
 
-class Nothing:
-    pass
+class Nothing(Callback):
+    """Does nothing."""
 
 
 def train(images, exact, callback, **options):

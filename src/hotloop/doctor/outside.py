@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from hotloop.checkpoint.best import BestWeights
 from hotloop.data.adapt import BatchSource
 from hotloop.doctor.reading import examine, is_map_style
 from hotloop.doctor.residency import reason_not_resident
@@ -25,14 +26,18 @@ def time_saving(at: Examination) -> float:
         reason = "save_ckpt is your own" if own else "that would take too long"
         at.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")
         return 0.0
+    best = at.trial.run.best
+    try:
+        first = _time_keeping(best)  # which imports, and makes the file
+        return first if first > 0.01 * at.seconds else min(first, _time_keeping(best))
+    finally:
+        best.close()
+
+
+def _time_keeping(best: BestWeights) -> float:
     started = time.perf_counter()
-    at.trial.run.best.keep()
-    first = time.perf_counter() - started
-    if first > 0.01 * at.seconds:
-        return first
-    started = time.perf_counter()  # the first time imports, and makes the file
-    at.trial.run.best.keep()
-    return min(first, time.perf_counter() - started)
+    best.keep()
+    return time.perf_counter() - started
 
 
 def time_validation(at: Examination, source: BatchSource) -> float:

@@ -65,7 +65,7 @@ class Accelerator:
         self._num_accumulated = 0
         self._unscaled: set[int] = set()
         self._gated: list[Any] = []  # optimizers of custom step runners
-        self._is_last: Callable[[], bool] = lambda: False
+        self._is_last: Callable[[], bool] | None = None
 
     @property
     def num_processes(self) -> int:
@@ -94,7 +94,7 @@ class Accelerator:
     @contextlib.contextmanager
     def accumulate(self, *_models: nn.Module) -> Iterator[None]:
         """Count one batch towards the next optimizer step."""
-        self.count_batch(last=self._is_last())
+        self.count_batch(last=self._is_last is not None and self._is_last())
         yield
 
     def start_stage(self, is_last: Callable[[], bool]) -> None:
@@ -105,6 +105,10 @@ class Accelerator:
         """
         self._num_accumulated, self.sync_gradients = 0, True
         self._is_last = is_last
+
+    def end_stage(self) -> None:
+        """Let go of the stage's data."""
+        self._is_last = None
 
     def count_batch(self, last: bool) -> None:
         """Count one batch; ``last`` batch of an epoch ends its group whatever its size."""

@@ -74,6 +74,7 @@ class Stages:
         finally:
             if graph is not None:
                 graph.finish()
+            run.accelerator.end_stage()
             run.clock.end_stage()
         return values
 

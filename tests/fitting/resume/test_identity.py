@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from hotloop import KerasModel
+from hotloop import Callback, KerasModel
 from hotloop.errors import CheckpointError
 
 
@@ -134,5 +134,5 @@ class CountsTwice(Counts):
 def test_callbacks_get_the_states_of_their_class_wherever_they_stand(small):
     fit(make_model(), small, epochs=2, callbacks=[CountsTwice(), Counts()])
     new, first, second = CountsTwice(), Counts(), Counts()
-    fit(make_model(), small, epochs=3, callbacks=[first, object(), new, second])
+    fit(make_model(), small, epochs=3, callbacks=[first, Callback(), new, second])
     assert (first.count, new.count, second.count) == (3, 6, 1)

@@ -40,6 +40,34 @@ class AllRandomStates:
             state["generators"] = {name: _read(g) for name, g in self.generators.items()}
         return state
 
+    def read_each(self, everything: bool = True) -> dict[str, Any]:
+        """Return each generator's state by name, for ``same_state``; it takes less than ``read``.
+
+        Args:
+            everything: Python's and numpy's global generators too, which take longest.
+        """
+        each = {name: _read_raw(generator) for name, generator in self._named(everything).items()}
+        if self.device.type != "cpu":
+            module: Any = torch.get_device_module(self.device)
+            each[_DEVICE] = module.get_rng_state(self.device)
+        return each
+
+    def restore_each(self, states: dict[str, Any]) -> None:
+        """Put generators back to states of ``plain_state``; those that are gone are left out."""
+        named = self._named(everything=True)
+        for name, state in states.items():
+            if name in named:
+                _restore(named[name], state)
+            elif name == _DEVICE and self.device.type != "cpu":
+                module: Any = torch.get_device_module(self.device)
+                module.set_rng_state(torch.from_numpy(state.copy()), self.device)
+
+    def _named(self, everything: bool) -> dict[str, Any]:
+        named: dict[str, Any] = {"torch": torch.default_generator, **self.generators}
+        if everything:
+            named |= {"random": _PYTHONS, "numpy": _NUMPYS}
+        return named
+
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what ``read`` returned; generators that are not there any more are left out."""
         RandomStates.from_plain(state["global"]).restore()
@@ -52,14 +80,42 @@ class AllRandomStates:
 
 
 _KINDS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+_DEVICE = "device"
+# behind the functions of their modules
+_PYTHONS: Any = random._inst
+_NUMPYS: Any = np.random.mtrand._rand
+
+
+def same_state(left: Any, right: Any) -> bool:
+    """Tell whether two states of ``read_each`` of one generator are the same."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, np.ndarray):
+        return bool(np.array_equal(left, right))
+    if isinstance(left, dict):
+        return all(same_state(value, right[key]) for key, value in left.items())
+    return bool(left == right)
+
+
+def plain_state(state: Any) -> Any:
+    """Return a state of ``read_each`` as plain values and arrays."""
+    if isinstance(state, torch.Tensor):
+        return state.cpu().numpy()
+    if isinstance(state, tuple):
+        version, words, gauss = state
+        return [version, np.array(words, dtype=np.uint32), gauss]
+    return state
 
 
 def _read(generator: Any) -> Any:
+    return plain_state(_read_raw(generator))
+
+
+def _read_raw(generator: Any) -> Any:
     if isinstance(generator, torch.Generator):
-        return generator.get_state().cpu().numpy()
+        return generator.get_state()
     if isinstance(generator, random.Random):
-        version, words, gauss = generator.getstate()
-        return [version, np.array(words, dtype=np.uint32), gauss]
+        return generator.getstate()
     if isinstance(generator, np.random.RandomState):
         return dict(generator.get_state(legacy=False))
     return dict(generator.bit_generator.state)

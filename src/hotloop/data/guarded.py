@@ -44,6 +44,7 @@ class IndexFeed:
         on_start: called before the sampler is asked for the first.
         on_skipped: called after those that are left out.
         on_batch: called with each batch of indices.
+        follow: makes an iterator of the batch sampler.
     """
 
     def __init__(self, batches: Any) -> None:
@@ -52,6 +53,7 @@ class IndexFeed:
         self.on_start: Callable[[], None] | None = None
         self.on_skipped: Callable[[], None] | None = None
         self.on_batch: Callable[[Any], None] | None = None
+        self.follow: Callable[[Any], Iterator[Any]] = iter
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -61,7 +63,7 @@ class IndexFeed:
         self.skip, self.on_start, self.on_skipped = 0, None, None
         if on_start is not None:
             on_start()
-        batches = iter(self.batches)
+        batches = self.follow(self.batches)
         for _ in range(skip):
             next(batches, None)
         if on_skipped is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.guarded import GuardedLoader
+from hotloop.data.order import Order
 from hotloop.data.position import Position, digest_of
 from hotloop.data.purity import holds_stream, is_known_pure
-from hotloop.data.sampling import IndexBatches
+from hotloop.data.sampler_attributes import SamplerAttributes
+from hotloop.data.sampling import IndexBatches, draws_first
 
 _MAX_HANDED = 4096  # batches whose indices are remembered, to name them
 
@@ -22,9 +25,9 @@ class Place:
     """Where one data set's epoch stands.
 
     Going on from the middle puts the random states of the epoch's start back, lets the sampler
-    draw what it drew, leaves out the batches that were used, and then puts the states of the
-    moment back. Batches are left out by their indices where that is known to give the same; else
-    they are read again and dropped, and the last one is compared with what was used.
+    draw what it drew (``Order``), leaves out the batches that were used, and then puts the states
+    of the moment back. Batches are left out by their indices where that is known to give the
+    same; else they are read again and dropped, and the last one is compared with what was used.
 
     Attributes:
         num_batches: batches of this epoch that were handed out.
@@ -53,20 +56,30 @@ class Place:
         self._iterated = self._live_at_start = False
         self._last_batch: Any = None
         self._reads_again = False
+        self._order: Order | None = None
+        self._sampler = SamplerAttributes(None)
+        self._sampler_at_start: dict[str, Any] = {}
 
     @property
     def watched(self) -> bool:
         """Whether positions will be asked for."""
         return self._states is not None
 
-    def watch(self, states: AllRandomStates, say: Callable[[str], None]) -> None:
+    def watch(
+        self, states: AllRandomStates, say: Callable[[str], None], batches: Any = None
+    ) -> None:
         """Note from now on what ``position`` needs.
 
         Args:
             states: reads and restores every random state.
             say: takes a line for the user when an epoch cannot be gone on with exactly.
+            batches: the loader, whose samplers are part of the run.
         """
         self._states, self._say = states, say
+        sampler = getattr(batches, "batch_sampler", None)
+        if sampler is None:
+            sampler = getattr(batches, "sampler", None)
+        self._sampler = SamplerAttributes(sampler)
 
     def position(self) -> Position:
         """Return where the epoch stands."""
@@ -83,6 +96,10 @@ class Place:
             workers=self._worker_states(),
             live=self._iterated if self._ended else self._live_at_start,
             digest=self._digest() if used else None,
+            sampler=self._sampler.those_that_move(
+                self._sampler.read() if self._ended else self._sampler_at_start
+            ),
+            **(self._order.noted(self.num_batches) if used and self._order is not None else {}),
         )
 
     def _is_at(self, position: Position) -> bool:
@@ -97,7 +114,12 @@ class Place:
         """Return the position before the first batch of the next epoch."""
         if self._next is not None:
             return self._next[0]
-        return Position(total=self._total, live=self._iterated, workers=self._worker_states())
+        return Position(
+            total=self._total,
+            live=self._iterated,
+            workers=self._worker_states(),
+            sampler=self._sampler.those_that_move(self._sampler.read()),
+        )
 
     def _worker_states(self) -> dict[int, Any]:
         if self._guard is not None:
@@ -113,6 +135,7 @@ class Place:
             state_now: all random states of that moment.
         """
         self._next = position, state_now
+        self._sampler.restore(position.sampler)  # before the user's hooks, which may set an epoch
 
     def prepare(self) -> None:
         """Note that an epoch will begin; what goes wrong until then leaves it before its start."""
@@ -140,6 +163,11 @@ class Place:
             self._before_reading = self.num_batches, self._state_now
         if self._states is not None and self._start_is_due():
             self._start = self._states.read()
+        if self._states is not None:
+            self._order = Order(self._states, self.resumed)
+        if self.resumed is not None and self.num_batches and not self.resumed.ended:
+            self._sampler.restore(self.resumed.sampler)
+        self._sampler_at_start = self._sampler.read()
 
     def _start_is_due(self) -> bool:
         return self.resumed is None or (not self.resumed.num_batches and not self.resumed.ended)
@@ -219,6 +247,7 @@ class Place:
         self._guard = guard
         feed, num_workers = guard.feed, guard.loader.num_workers
         feed.on_batch = self._hand
+        feed.follow = self._follower(draws_first(feed.batches), reads_here=not num_workers)
         position, lives_on = self.resumed, guard.loader.persistent_workers
         # files and the like move on in the workers' copies of a data set; in an epoch after which
         # the workers live on, it takes more than this epoch's batches to bring them there
@@ -237,9 +266,9 @@ class Place:
         self._num_handed = used
         on_created = None
         if used and num_workers:
-            feed.skip, on_created = used, self._restore_now
+            feed.skip, on_created = used, self._end_replay
         elif used:
-            feed.skip, feed.on_skipped = used, self._restore_now
+            feed.skip, feed.on_skipped = used, self._end_replay
         if num_workers:
             goes_on = bool(used) or lives_on
             guard.start.shift = used % num_workers
@@ -275,7 +304,7 @@ class Place:
         for _ in range(num_dropped):
             last = next(batches, None)
         if num_dropped:
-            self._restore_now()
+            self._end_replay()
         if position.digest is not None and digest_of(last) != position.digest and self._say:
             self._say(
                 f"{self.role} does not give the batches again that it gave before: the run goes on "
@@ -292,6 +321,7 @@ class Place:
 
     def _rows_from(self, indices: IndexBatches) -> Iterator[torch.Tensor]:
         position = self.resumed
+        indices.follow = self._follower(indices.draws_at_once, reads_here=False)
         if position is not None:
             indices.workers_live = position.live and indices.loader.persistent_workers
         if position is None or not position.num_batches:
@@ -302,7 +332,7 @@ class Place:
         for _ in range(position.num_batches):
             next(rows, None)
         self._num_handed = position.num_batches
-        self._restore_now()
+        self._end_replay()
         yield from rows
 
     def count_empty(self) -> None:
@@ -314,8 +344,22 @@ class Place:
         if self._states is not None:
             self._states.restore(state)
 
-    def _restore_now(self) -> None:
+    def _follower(self, draws_first: bool, reads_here: bool) -> Callable[[Any], Iterator[Any]]:
+        """Return what makes an iterator of a batch sampler; where nobody asks, it notes nothing."""
+        if self._order is None:
+            return iter
+        return functools.partial(self._order.follow, draws_first=draws_first, reads_here=reads_here)
+
+    def _end_replay(self) -> None:
+        """Put the states of the moment back, now that the sampler has drawn what it drew."""
         self._restore(self._state_now)
+        if self._order is None or self._order.end_replay() or self._say is None:
+            return
+        self._say(
+            f"the sampler of {self.role} does not give the order again that it gave before (it "
+            f"keeps a state that is not saved, or was changed): samples of this epoch may come "
+            f"twice or not at all, and the run is not the one that was interrupted"
+        )
 
 
 def _is_iterator(batches: Any) -> bool:

@@ -23,6 +23,11 @@ class Position:
         workers: random states of loader workers, by number.
         live: whether workers of an earlier epoch were alive.
         digest: of the last batch, where it will have to be read again; else None.
+        order: checksums of all indices up to the last batch that was used, and up to each one
+            that was drawn ahead; none where they are not known.
+        draws: random states from before a sampler's draws, by the number of the batch of indices,
+            where something else had drawn in between; None where they were too many.
+        sampler: attributes of the samplers that move, from before the epoch's first batch.
     """
 
     num_batches: int = 0
@@ -32,6 +37,9 @@ class Position:
     workers: dict[int, Any] = field(default_factory=dict)
     live: bool = False
     digest: int | None = None
+    order: list[int] = field(default_factory=list)
+    draws: dict[int, dict[str, Any]] | None = field(default_factory=dict)
+    sampler: dict[str, Any] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain values and arrays."""

@@ -11,7 +11,7 @@ import collections
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class IndexBatches:
 
     Attributes:
         workers_live: whether the loader would have workers of an earlier epoch.
+        follow: makes an iterator of the batch sampler, or of what was drawn of it at once.
 
     Args:
         loader: the user's.
@@ -51,13 +52,14 @@ class IndexBatches:
     def __init__(self, loader: DataLoader[Any], ahead: bool = False) -> None:
         self.loader = loader
         self.workers_live = has_live_workers(loader) or loader in _with_workers
+        self.follow: Callable[[Any], Iterator[Any]] = iter
         self._shuffles = Shuffles(ahead)
 
     def epoch(self) -> Iterator[list[int]]:
         """Yield the index batches of the next epoch."""
         self._draw_base_seed()
         loader = self.loader
-        batches = iter(loader.batch_sampler)  # type: ignore[arg-type]
+        batches = self.follow(loader.batch_sampler)
         depth = (loader.prefetch_factor or 0) * loader.num_workers
         ahead = collections.deque(itertools.islice(batches, depth))
         while True:
@@ -86,7 +88,7 @@ class IndexBatches:
         batches = torch.split(rows, batch_sampler.batch_size)
         if batch_sampler.drop_last and len(rows) % batch_sampler.batch_size:
             batches = batches[:-1]
-        yield from batches
+        yield from self.follow(batches)
 
     @property
     def draws_at_once(self) -> bool:
@@ -100,6 +102,20 @@ class IndexBatches:
         self.workers_live = bool(self.loader.persistent_workers)
         if self.workers_live:
             _with_workers.add(self.loader)
+
+
+def draws_first(batch_sampler: Any) -> bool:
+    """Tell whether a loader's batch sampler draws what its order depends on with the first batch.
+
+    That is known of torch's own, but not where one draws some indices at a time from a generator
+    that others may use.
+    """
+    sampler = getattr(batch_sampler, "sampler", None)
+    if type(batch_sampler) is not BatchSampler or type(sampler) not in _AT_ONCE:
+        return False
+    if type(sampler) is not RandomSampler or sampler.generator is None:
+        return True
+    return not sampler.replacement and sampler.num_samples <= len(sampler.data_source)
 
 
 def _as_rows(indices: list[int]) -> torch.Tensor:

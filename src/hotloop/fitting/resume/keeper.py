@@ -104,7 +104,7 @@ class RunKeeper:
         run = self.run
         for source in (run.train_source, run.val_source):
             if source is not None:
-                source.place.watch(self._states, self._say)
+                source.place.watch(self._states, self._say, source.batches)
         if self.settings.resume:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:

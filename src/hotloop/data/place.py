@@ -135,7 +135,7 @@ class Place:
             state_now: all random states of that moment.
         """
         self._next = position, state_now
-        self._sampler.restore(position.sampler)  # before the user's hooks, which may set an epoch
+        self._sampler.restore(position.sampler)
 
     def prepare(self) -> None:
         """Note that an epoch will begin; what goes wrong until then leaves it before its start."""
@@ -165,8 +165,6 @@ class Place:
             self._start = self._states.read()
         if self._states is not None:
             self._order = Order(self._states, self.resumed)
-        if self.resumed is not None and self.num_batches and not self.resumed.ended:
-            self._sampler.restore(self.resumed.sampler)
         self._sampler_at_start = self._sampler.read()
 
     def _start_is_due(self) -> bool:

@@ -34,6 +34,31 @@ def make_mlp(num_classes: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, num_classes))
 
 
+class Tokens(nn.Module):
+    """A net that embeds token ids and their positions: int64 (batch, length)."""
+
+    def __init__(self, num_tokens: int = 10, num_positions: int = 6, num_classes: int = 2) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(num_tokens, 4)
+        self.positions = nn.Embedding(num_positions, 4)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(inputs.shape[1], device=inputs.device)
+        return self.head((self.tokens(inputs) + self.positions(places)).mean(dim=1))
+
+
+class Picks(nn.Module):
+    """A net that looks up 10 rows of a table without an embedding: int64 (batch, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(10, 2))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.table[inputs].mean(dim=1)
+
+
 class BadGradient(torch.autograd.Function):
     """Passes values on, and spoils the gradient."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import Picks, Tokens
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -17,20 +18,16 @@ from hotloop.fitting.index_ranges import LabelRange, is_plain_embedding
 ON_AN_ACCELERATOR = torch.device("cuda")  # where embeddings are watched; nothing is put there
 
 
-class Tokens(nn.Module):
-    """Embeds token ids and their positions, and counts what watches it."""
+class Watched(Tokens):
+    """Counts what watches it."""
 
-    def __init__(self, num_tokens=10, num_positions=6):
+    def __init__(self):
         super().__init__()
-        self.tokens = nn.Embedding(num_tokens, 4)
-        self.positions = nn.Embedding(num_positions, 4)
-        self.head = nn.Linear(4, 2)
         self.watched = []
 
     def forward(self, inputs):
         self.watched.append(len(self.tokens._forward_pre_hooks))
-        places = torch.arange(inputs.shape[1], device=inputs.device)
-        return self.head((self.tokens(inputs) + self.positions(places)).mean(dim=1))
+        return super().forward(inputs)
 
 
 class Columns(nn.Module):
@@ -93,14 +90,6 @@ def test_positions_out_of_range_have_no_samples():
 
 
 def test_an_index_of_no_embedding_names_the_layer():
-    class Picks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = nn.Parameter(torch.zeros(10, 2))
-
-        def forward(self, inputs):
-            return self.table[inputs].mean(dim=1)
-
     inputs, labels = make_rows(num_tokens=11)
     with pytest.raises(IndexRangeError, match=r"the net \(Picks\).*index 10 is out of bounds"):
         fit(Picks(), inputs, labels)
@@ -146,7 +135,7 @@ def run(forward, inputs, labels, offered=None):
 
 def test_only_what_may_be_wrong_is_watched_on_an_accelerator():
     inputs, labels = make_rows()
-    forward = watched_forward(Tokens())
+    forward = watched_forward(Watched())
     for rows in (slice(0, 16), slice(16, 32), slice(32, 40), slice(40, 64)):
         assert not run(forward, inputs[rows], labels[rows])
     # the first; two of a size that was there before; a larger one
@@ -194,6 +183,19 @@ def test_resident_indices_are_looked_at_once_the_first_pass_has_shown_their_use(
     assert forward.embedding_range.is_suspicious
 
 
+def test_resident_indices_are_looked_at_until_the_wrong_one_comes():
+    inputs, labels = make_rows(400)
+    inputs[390, 1] = 10
+    forward = watched_forward(Tokens())
+    forward.offer((OccurringValues(inputs, AsIs(torch.int64), None), labels))
+    for start in range(0, 384, 16):
+        forward((inputs[start : start + 16], labels[start : start + 16]))
+        forward.offer(None)
+    with pytest.raises(IndexRangeError, match="layer 'tokens'") as caught:
+        forward((inputs[384:], labels[384:]))
+    assert caught.value.__cause__ is None
+
+
 def test_what_never_reaches_the_embedding_is_not_refused_and_soon_not_looked_at():
     class Guarded(nn.Module):
         def __init__(self):
@@ -228,7 +230,8 @@ def test_an_embedding_that_makes_its_own_indices_is_left_alone():
 
     assert not is_plain_embedding(Positions(2, 2))
     forward = watched_forward(Net())
-    run(forward, *make_rows(num_tokens=1000))
+    assert forward.embedding_range is None
+    forward(make_rows(num_tokens=1000))
 
 
 def test_labels_of_a_dict_are_looked_at_too():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from builders import make_conv_net, make_loaders
+from builders import Tokens, make_conv_net, make_loaders
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import Accuracy
@@ -55,19 +56,6 @@ def test_labels_out_of_range_do_not_end_the_device(images):
     assert torch.ones(3, device=torch.accelerator.current_accelerator()).sum().item() == 3
 
 
-class Tokens(nn.Module):
-    """Embeds token ids and their positions."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(20, 8), nn.Embedding(12, 8)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, tokens):
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.head((self.tokens(tokens) + self.positions(places)).mean(dim=1))
-
-
 def make_tokens(length=10):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(20, (400, length), generator=generator)
@@ -75,7 +63,7 @@ def make_tokens(length=10):
 
 
 def make_token_model():
-    net = Tokens()
+    net = Tokens(num_tokens=20, num_positions=12, num_classes=3)
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     return KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
 
@@ -107,24 +95,20 @@ class AsDicts(Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index):
-        return {"tokens": self.tokens[index], "labels": self.given_labels[index]}
+        return {"inputs": self.tokens[index], "labels": self.given_labels[index]}
 
 
 def test_an_assertion_that_nobody_saw_coming_is_explained():
     """In a process of its own, for it ends that one's use of the device."""
     program = """
+import sys
 import torch
 from torch import nn
 from hotloop import KerasModel
 from hotloop.errors import IndexRangeError
 
-class Picks(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(10, 2))
-
-    def forward(self, inputs):
-        return self.table[inputs].mean(dim=1)
+sys.path.append(sys.argv[1])
+from builders import Picks
 
 net = Picks()
 model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters()))
@@ -134,7 +118,7 @@ try:
 except IndexRangeError as error:
     print("explained:", error)
 """
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, str(Path(__file__).parents[1])]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert "explained: a kernel on cuda" in found.stdout, found.stderr
 

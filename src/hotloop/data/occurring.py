@@ -17,7 +17,7 @@ from torch.utils.data import (
 _ROWS_AT_ONCE = 1 << 22  # values that are looked at together: more would take memory to sort
 _MAX_DISTINCT = 1 << 20  # of classes; more are no class indices
 # of what an embedding or a loss takes as indices
-_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class OccurringValues:
@@ -51,8 +51,9 @@ class OccurringValues:
             self._limits[column] = self._find_limits(column)
         return self._limits[column]
 
-    def _chosen(self) -> torch.Tensor:
-        return self._codes if self._rows is None else self._codes[self._rows.to(self._codes.device)]
+    def _chosen(self, column: tuple[int, int] | None = None) -> torch.Tensor:
+        codes = self._codes if column is None else self._codes.select(*column)
+        return codes if self._rows is None else codes[self._rows.to(codes.device)]
 
     def _find_distinct(self) -> torch.Tensor | None:
         codes = self._chosen()
@@ -65,14 +66,15 @@ class OccurringValues:
         return values
 
     def _find_limits(self, column: tuple[int, int] | None) -> tuple[int, int] | None:
-        codes = self._codes if column is None else self._codes.select(*column)
-        if self._rows is not None:
-            codes = codes[self._rows.to(codes.device)]
-        if not codes.numel():
-            return None
-        low, high = torch.aminmax(codes)
-        ends = self._encoding.decode(torch.stack([low, high]))  # which keeps integers' order
-        return tuple(ends.tolist())
+        return limits_of(self._chosen(column))  # of codes: narrow integers are their values
+
+
+def limits_of(integers: torch.Tensor) -> tuple[int, int] | None:
+    """Return the smallest and the largest of some integers, waiting once; None where none is."""
+    if not integers.numel():
+        return None
+    low, high = torch.stack(torch.aminmax(integers)).tolist()
+    return int(low), int(high)
 
 
 class DrawnIndices:
@@ -126,7 +128,7 @@ class DrawnIndices:
             rows = row_of if rows is None else row_of[rows]
         found = [
             OccurringValues(column.codes, column.encoding, rows)
-            if column.dtype in _INDEX_DTYPES
+            if column.dtype in INDEX_DTYPES
             else None
             for column in columns
         ]

@@ -77,7 +77,8 @@ class Forward:
     def watch_embeddings(self, device: torch.device) -> None:
         """Check embeddings' indices where the device would not say what is wrong."""
         if device.type not in ("cpu", "meta"):
-            self.embedding_range = EmbeddingRange(self.net)
+            found = EmbeddingRange(self.net)
+            self.embedding_range = found if found.applies else None
 
     def __call__(self, batch: Any) -> StepOutput:
         """Return loss, predictions and labels of a batch.

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.data.occurring import OccurringValues
+from hotloop.data.occurring import INDEX_DTYPES, OccurringValues, limits_of
 from hotloop.errors import IndexRangeError, LabelError
 from hotloop.nested import describe_tensor, iterate_leaves, iterate_tensors
 
 _LISTED_ROWS = 16  # of a batch, that an error names
-_MOST_VAIN_LOOKS = 8  # at batches that looked suspicious, after which no more is looked at
+_MOST_VAIN_LOOKS = 8  # at what looked suspicious, batches or whole data, after which none is taken
 
 Column = tuple[int, int]  # a dimension, and the index in it
 
@@ -111,7 +111,13 @@ class EmbeddingRange:
         self._largest: dict[str, list[int]] = {}
         self._offered: dict[str, Any] = {}
         self._verdict: bool | None = None  # on what was offered
+        self._was_watched = False  # a pass on what was offered, for its indices, which went well
         self._num_vain = 0
+
+    @property
+    def applies(self) -> bool:
+        """Whether the net has embeddings that are given indices."""
+        return bool(self._names)
 
     def offer(self, inputs: Any) -> None:
         """Look at a batch's inputs as they lay on the host.
@@ -119,17 +125,22 @@ class EmbeddingRange:
         Args:
             inputs: positional and keyword inputs of the net, tensors or ``OccurringValues``.
         """
-        if self._names:
-            self._offered, self._verdict = dict(_iterate_indices(inputs)), None
+        self._num_vain += self._was_watched
+        self._was_watched = False
+        self._offered, self._verdict = dict(_iterate_indices(inputs)), None
 
     @property
     def is_suspicious(self) -> bool:
         """Whether a pass on the offered batch must be looked at."""
         if self._verdict is None:
             few = self._num_vain < _MOST_VAIN_LOOKS
-            self._verdict = few and any(
-                _is_outside(_limits(self._offered.get(path), column), num_rows)
+            found = (
+                (_limits(self._offered[path], column), num_rows)
                 for (path, column), num_rows in self._uses.items()
+                if path in self._offered
+            )
+            self._verdict = few and any(
+                limits is not None and _is_outside(limits, num_rows) for limits, num_rows in found
             )
         return self._verdict
 
@@ -143,7 +154,7 @@ class EmbeddingRange:
         Raises:
             IndexRangeError: an embedding is given an index out of range.
         """
-        if not self._names or not (self._is_larger(inputs) or self.is_suspicious):
+        if not (self._is_larger(inputs) or self.is_suspicious):
             yield
             return
         leaves = list(iterate_tensors(inputs))
@@ -169,7 +180,7 @@ class EmbeddingRange:
         finally:
             for handle in handles:
                 handle.remove()
-        self._num_vain += self.is_suspicious
+        self._was_watched |= self.is_suspicious
         self._verdict = None  # more uses may be known now
 
     def _is_larger(self, inputs: Any) -> bool:
@@ -204,13 +215,9 @@ def refuse_indices(name: str, module: nn.Module, indices: Any) -> None:
         IndexRangeError: names the smallest and largest index and the number of rows.
     """
     num_rows: Any = module.num_embeddings
-    is_integer = isinstance(indices, torch.Tensor) and not (
-        indices.is_floating_point() or indices.is_complex()
-    )
-    if not is_integer or not indices.numel():
-        return
-    low, high = (int(end) for end in torch.stack(torch.aminmax(indices)).tolist())
-    if low < 0 or high >= num_rows:
+    limits = limits_of(indices) if _are_indices(indices) else None
+    if limits is not None and _is_outside(limits, num_rows):
+        low, high = limits
         mend = f", or give it {high + 1} rows" if high >= num_rows else ""
         error = IndexRangeError(
             f"layer '{name}' ({module}) was given indices from {low} to {high} "
@@ -231,28 +238,25 @@ def _rows_of(bad: torch.Tensor) -> list[int] | None:
     return rows[:_LISTED_ROWS]
 
 
+def _are_indices(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in INDEX_DTYPES
+
+
 def _iterate_indices(inputs: Any) -> Iterator[tuple[str, Any]]:
     for path, leaf in iterate_leaves(inputs):
-        if isinstance(leaf, OccurringValues) or (
-            isinstance(leaf, torch.Tensor)
-            and leaf.device.type == "cpu"
-            and not (leaf.is_floating_point() or leaf.is_complex())
-        ):
+        on_host = _are_indices(leaf) and leaf.device.type == "cpu"
+        if on_host or isinstance(leaf, OccurringValues):
             yield path, leaf
 
 
 def _limits(leaf: Any, column: Column | None) -> tuple[int, int] | None:
-    if leaf is None or isinstance(leaf, OccurringValues):
-        return None if leaf is None else leaf.limits(column)
-    values = leaf if column is None else leaf.select(*column)
-    if not values.numel():
-        return None
-    low, high = torch.aminmax(values)
-    return int(low), int(high)
+    if isinstance(leaf, OccurringValues):
+        return leaf.limits(column)
+    return limits_of(leaf if column is None else leaf.select(*column))
 
 
-def _is_outside(limits: tuple[int, int] | None, num_rows: int) -> bool:
-    return limits is not None and (limits[0] < 0 or limits[1] >= num_rows)
+def _is_outside(limits: tuple[int, int], num_rows: int) -> bool:
+    return limits[0] < 0 or limits[1] >= num_rows
 
 
 def _part_of(leaf: torch.Tensor, indices: Any) -> tuple[Column | None] | None:

@@ -9,6 +9,7 @@ from hotloop.checkpoint.best import BestWeights
 from hotloop.data.adapt import BatchSource
 from hotloop.doctor.reading import examine, is_map_style
 from hotloop.doctor.residency import reason_not_resident
+from hotloop.fitting.trainable import saves_its_own
 from hotloop.nested import to_device
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _SLOW_DISK = 50 * 2**20  # bytes a second, as of a network's file system
 def time_saving(at: Examination) -> float:
     """Return the seconds for saving the weights, as after an epoch that was the best so far."""
     num_bytes = sum(tensor.nbytes for tensor in at.model.net.state_dict().values())
-    own = type(at.model).save_ckpt.__module__ != "hotloop.model"
+    own = saves_its_own(at.model)
     if own or num_bytes > _LARGE_CHECKPOINT or not at.has_time(num_bytes / _SLOW_DISK):
         reason = "save_ckpt is your own" if own else "that would take too long"
         at.diagnosis.notes.append(f"saving the weights was not timed, for {reason}")

@@ -78,7 +78,7 @@ def explain_forward_error(
     has_embeddings = any(map(is_plain_embedding, net.modules()))
     if not (is_of_range or is_of_shape or has_embeddings):
         return None
-    now = ", ".join(filter(None, (describe(args, "inputs") if args else "", _keywords(kwargs))))
+    now = _describe_inputs(args, kwargs)
     failing = _find_failing(net, args, kwargs)
     if failing is None:
         return None
@@ -162,7 +162,7 @@ def _explain_one_value(
 ) -> ShapeError:
     """Explain what batch normalisation says to one sample; it raises in training alone."""
     name = _name_raising(error, net)
-    given = ", ".join(filter(None, (describe(args, "inputs") if args else "", _keywords(kwargs))))
+    given = _describe_inputs(args, kwargs)
     layer = f"layer '{name}'" if name else "the net"
     return ShapeError(
         f"{layer} normalises over the batch, and one of a "
@@ -179,7 +179,7 @@ def _explain_arguments(
     try:
         inspect.Signature(list(parameters.values())).bind(*args, **kwargs)
     except TypeError as error:
-        given = ", ".join(filter(None, (describe(args, "inputs"), _keywords(kwargs))))
+        given = _describe_inputs(args, kwargs)
         return ShapeError(
             f"the net's forward takes ({', '.join(map(str, parameters.values()))}) and is given "
             f"{len(args) + len(kwargs)} of the batch ({given}; {error}): give batches of its "
@@ -211,6 +211,10 @@ def _explain_strings(text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         f"({text.splitlines()[0]}): turn text into numbers, token ids for instance, in the data "
         f"set or a collate_fn."
     )
+
+
+def _describe_inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return ", ".join(filter(None, (describe(args, "inputs") if args else "", _keywords(kwargs))))
 
 
 def _keywords(kwargs: dict[str, Any]) -> str:

@@ -141,7 +141,9 @@ class EpochRunner:
             if keeper is not None:
                 keeper.end_step()
             self.options.interrupt.check()
-        self._finish_open_group()
+        if self.stage == "train":
+            optimizer = getattr(step_runner, "optimizer", None)
+            finish_open_group(self.accelerator, step_runner, optimizer)
         self.settle()
         if keeper is not None:
             keeper.end_stage()
@@ -229,19 +231,6 @@ class EpochRunner:
             self.logs[name] = LossLog()
         return self.logs[name]
 
-    def _finish_open_group(self) -> None:
-        """Step on what is accumulated, where the epoch's length was not known beforehand."""
-        if self.stage == "train" and not self.accelerator.sync_gradients:
-            self.accelerator.count_batch(last=True)
-            optimizer = getattr(self.step_runner, "optimizer", None)
-            if optimizer is None:
-                return
-            if isinstance(self.step_runner, StepRunner):
-                self.step_runner.finish_group()
-            else:
-                optimizer.step()
-            optimizer.zero_grad()
-
     def _make_watch(self) -> FiniteWatch | None:
         """Return what looks at losses that wait on a device."""
         standard = isinstance(self.step_runner, StepRunner)
@@ -299,6 +288,26 @@ class EpochRunner:
                 step=step,
                 epoch=epoch,
             )
+
+
+def finish_open_group(accelerator: Any, step_runner: Any, optimizer: Any) -> None:
+    """Step on what is accumulated, where the epoch's length was not known beforehand.
+
+    Args:
+        accelerator: of the run.
+        step_runner: of the training stage.
+        optimizer: as the step runner has it; None for none.
+    """
+    if accelerator.sync_gradients:
+        return
+    accelerator.count_batch(last=True)
+    if optimizer is None:
+        return
+    if isinstance(step_runner, StepRunner):
+        step_runner.finish_group()
+    else:
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 class _Display:

@@ -8,9 +8,9 @@ import torch
 
 from hotloop.data.adapt import BatchSource
 from hotloop.fitting.forward import Forward
-from hotloop.fitting.gates import GatedScheduler
+from hotloop.fitting.gates import GatedOptimizer, GatedScheduler
 from hotloop.fitting.index_ranges import EmbeddingRange
-from hotloop.fitting.loop import EpochOptions, EpochRunner
+from hotloop.fitting.loop import EpochOptions, EpochRunner, finish_open_group
 from hotloop.fitting.optimizers import follows_score
 from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.trainable import is_step_runner, is_users_own
@@ -70,7 +70,8 @@ class Stages:
             ):
                 values: dict[str, Any] = epoch_runner(source)
             if training and counts_itself:
-                self._finish_open_group(runner)
+                optimizer = GatedOptimizer(model.optimizer, run.accelerator)
+                finish_open_group(run.accelerator, runner, optimizer)
         finally:
             if graph is not None:
                 graph.finish()
@@ -133,19 +134,6 @@ class Stages:
                 clock=run.clock,
             )
         return runner
-
-    def _finish_open_group(self, runner: Any) -> None:
-        """Step on what a user's own epoch accumulated last, where its end was not known before."""
-        model, accelerator = self.run_of_fit.model, self.run_of_fit.accelerator
-        if accelerator.sync_gradients:
-            return
-        accelerator.count_batch(last=True)
-        if isinstance(runner, StepRunner) and not is_users_own(model):
-            runner.finish_batch()
-            return
-        optimizer = accelerator.gate_optimizer(model.optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
 
     def _share_embedding_range(self, stage: str, forward: Forward) -> None:
         """Let an epoch go on with what the one before learnt of embeddings' indices."""

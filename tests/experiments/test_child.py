@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -38,4 +39,5 @@ def test_no_device_is_touched_before_the_fork_and_it_ends_when_its_input_ends():
     assert done.returncode == 0, done.stderr
     event = json.loads(done.stdout)
     assert event["ready"] is True
-    assert event["dynamo_seconds"] > 0
+    # torchmetrics imports torchvision where there is one, which brings torch._dynamo
+    assert (event["dynamo_seconds"] > 0) == (importlib.util.find_spec("torchvision") is None)

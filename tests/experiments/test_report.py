@@ -134,6 +134,7 @@ def test_the_browser_lays_out_each_bar_in_proportion(outcome, tmp_path):
     assert len(widths["points"]) == 2
     assert min(widths["points"]) > 8
     costs = [seconds for *_, seconds in outcome.startup_costs()]
-    assert widths["startup"][0] / widths["startup"][1] == pytest.approx(
-        costs[0] / costs[1], rel=0.05
+    shown = [cost for cost in costs if cost > 0.01 * max(costs)]  # the rest are named in a line
+    assert [width / max(widths["startup"]) for width in widths["startup"]] == pytest.approx(
+        [cost / max(costs) for cost in shown], abs=0.02
     )

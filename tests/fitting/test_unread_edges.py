@@ -251,6 +251,7 @@ def test_fit_leaves_edges_out_and_sees_layers_change(options, callback, images, 
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # from torch 2.14
 def test_callbacks_meet_the_net_as_it_is(images):
     callback = CountHooks()
     train(images, False, callback)

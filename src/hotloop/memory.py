@@ -174,9 +174,10 @@ def _let_go(thing: Any, seen: set[int]) -> None:
 def _chosen(device: torch.device | str | None) -> torch.device:
     if device is not None:
         return check_device(device)
-    accelerator = torch.accelerator.current_accelerator()
-    available = accelerator is not None and torch.accelerator.is_available()
-    return accelerator if available and accelerator is not None else torch.device("cpu")
+    # torch 2.6 refuses to name one where none is available
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    return accelerator or torch.device("cpu")
 
 
 def _used_bytes(device: torch.device) -> int:

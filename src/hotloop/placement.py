@@ -71,8 +71,10 @@ def check_device(device: torch.device | str) -> torch.device:
 
 def _listed_devices() -> str:
     names = ["'cpu'"]
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and torch.accelerator.is_available():
+    # torch 2.6 refuses to name one where none is available
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    if accelerator is not None:
         count = torch.accelerator.device_count()
         names += [f"'{accelerator.type}:{index}'" for index in range(count)]
     return " or ".join(names)

@@ -43,7 +43,8 @@ class Prover:
 
         if not hasattr(torch._dynamo.config, "side_effect_replay_policy"):
             raise DeclinedError(
-                f"torch {torch.__version__} cannot refuse side effects while tracing"
+                f"torch {torch.__version__} cannot refuse side effects while tracing, as 2.10 and "
+                f"newer can"
             )
         self._num_traces = 0
         self._foreign: str | None = None

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import Accuracy
 
-from hotloop import KerasModel
+from hotloop import KerasModel, StepRunner
 from hotloop.errors import (
     CheckpointError,
     DataError,
@@ -28,6 +28,7 @@ from hotloop.errors import (
     SettingsError,
     ShapeError,
 )
+from hotloop.fitting.trainable import place
 
 
 def make_model(net=None, **options):
@@ -212,6 +213,38 @@ def test_optimizer_of_another_net():
     both = torch.optim.Adam([*net.parameters(), *other.parameters()])
     with pytest.raises(OptimizerError, match="4 of the optimizer's 8 parameters"):
         make_model(net, optimizer=both)
+
+
+def test_modules_nested_in_extra_arguments_belong_to_the_model(small):
+    net, heads = make_mlp(), {"aux": [nn.Linear(2, 2)]}
+    optimizer = torch.optim.Adam([*net.parameters(), *heads["aux"][0].parameters()])
+    model = KerasModel(
+        net, nn.CrossEntropyLoss(), None, optimizer, heads=heads, StepRunner=WithHeads
+    )
+    before = heads["aux"][0].weight.detach().clone()
+    fit(model, loader(*small))
+    assert not torch.equal(heads["aux"][0].weight, before)
+    place(model, torch.device("meta"))
+    assert heads["aux"][0].weight.is_meta
+
+
+class WithHeads(StepRunner):
+    """Adds the loss of a further head."""
+
+    def __call__(self, batch):
+        inputs, labels = batch
+        preds = self.net(inputs)
+        loss = self.loss_fn(self.kwargs["heads"]["aux"][0](preds), labels)
+        if self.optimizer is not None:
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return {f"{self.stage}_loss": loss.item()}, {}
+
+
+def test_a_diagnosis_refuses_callbacks_as_a_fit_does(small):
+    with pytest.raises(SettingsError, match="has none of the hooks that fit calls"):
+        make_model().diagnose(loader(*small), seconds=1, callbacks=[object()])
 
 
 def test_scheduler_of_another_optimizer(small):

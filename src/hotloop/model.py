@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from hotloop.callbacks.built_in import built_in_callbacks
 from hotloop.callbacks.check import check_callbacks
 from hotloop.callbacks.progress import Progress, make_progress
 from hotloop.checkpoint.weights import load_weights, save_weights
-from hotloop.data.adapt import BatchSource, as_batches, has_samples
+from hotloop.data.adapt import BatchSource, as_batches, make_sources
 from hotloop.data.arrays import refuse_lone_parts
 from hotloop.data.prediction import Outputs, prediction_batches
 from hotloop.distributed.devices import DevicePlan, plan_devices
@@ -34,6 +35,7 @@ from hotloop.fitting.step import StepRunner
 from hotloop.fitting.trainable import call_hooks, is_users_own, place
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.inspection.preserve import main_device
+from hotloop.learning_rate import LearningRateCurve, find_learning_rate
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.nested import to_device
 from hotloop.timing.clock import StepClock
@@ -290,7 +292,7 @@ class KerasModel(nn.Module):
             return history_frame(self.history)
         parallel = Parallel(plan) if plan is not None and plan.joins else None
         choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)
-        sources = _make_sources(train_data, val_data, choice.device, batch_size)
+        sources = make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
@@ -300,7 +302,7 @@ class KerasModel(nn.Module):
         self.epochs, self.monitor, self.mode = epochs, run.monitor, run.mode
         self.ckpt_path, self.patience = ckpt_path, patience
         self.stop_training = False
-        hooks = [*_built_in_callbacks(plot and not quiet, wandb), *callbacks]
+        hooks = [*built_in_callbacks(plot and not quiet, wandb), *callbacks]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
         progress.start_fit(epochs=epochs, monitor=run.monitor, mode=run.mode)
@@ -417,14 +419,51 @@ class KerasModel(nn.Module):
         self._check_keywords(callbacks_may_read=True)
         settings = FitSettings.of_fit(fit_arguments)
         device = choose_device(settings.cpu).device
-        sources = _make_sources(train_data, val_data, device, settings.batch_size)
-        found = diagnose(self, *sources, settings, seconds, callbacks or ())
+        sources = make_sources(train_data, val_data, device, settings.batch_size)
+        found = diagnose(self, *sources, settings, seconds, check_callbacks(callbacks))
         if (devices := fit_arguments.get("devices")) is not None:
             found.notes.append(
                 f"one process was looked at; what sharing gradients takes with devices={devices!r} "
                 f"is not in these figures"
             )
         return found
+
+    def find_lr(
+        self,
+        train_data: Any,
+        min_lr: float = 1e-7,
+        max_lr: float = 10.0,
+        num_steps: int = 100,
+        **fit_arguments: Any,
+    ) -> LearningRateCurve:
+        """Train a copy while its learning rate rises, and suggest one to begin with.
+
+        The learning-rate range test of Smith, "Cyclical Learning Rates for Training Neural
+        Networks" (arXiv:1506.01186). Model, optimizer and all random states stay as they are,
+        bitwise. Samples of the data are read, again where there are fewer than the steps take.
+
+        Args:
+            train_data: as for ``fit``.
+            min_lr: of the first step, in the optimizer's first parameter group; other groups keep
+                their ratio to it.
+            max_lr: of the last step; steps between are spaced evenly in its logarithm.
+            num_steps: optimizer steps. The sweep ends where the loss is above that of its
+                beginning by more than it had gone down.
+            **fit_arguments: what ``fit`` would be called with: batch_size, mixed_precision, ...
+
+        Returns:
+            ``suggestion``, ``table()`` and ``plot()``; ``apply()`` sets the optimizer's rate.
+
+        Raises:
+            SettingsError: bounds or steps that make no sweep, an argument that ``fit`` would
+                refuse, an optimizer without a rate, or a model with an EpochRunner of its own.
+            DiagnosisError: the data can be read but once, or the model cannot be copied.
+        """
+        self._check_keywords(callbacks_may_read=True)
+        settings = FitSettings.of_fit(fit_arguments)
+        device = choose_device(settings.cpu).device
+        source, _ = make_sources(train_data, None, device, settings.batch_size)
+        return find_learning_rate(self, source, settings, min_lr, max_lr, num_steps)
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.
@@ -531,36 +570,3 @@ def history_frame(history: dict[str, list[Any]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(history)
-
-
-def _make_sources(
-    train_data: Any, val_data: Any, device: torch.device, batch_size: int | None
-) -> tuple[BatchSource, BatchSource | None]:
-    """Make batches of both data sets; ``batch_size`` goes to those that have samples."""
-    if batch_size is not None and not (has_samples(train_data) or has_samples(val_data)):
-        raise SettingsError(
-            f"batch_size={batch_size} has no effect, for the data has batches already: leave it "
-            f"out, or pass the Dataset itself."
-        )
-
-    def make(data: Any, role: str, shuffle: bool) -> BatchSource:
-        size = batch_size if has_samples(data) else None
-        return as_batches(data, role, device, size, shuffle)
-
-    train_source = make(train_data, "train_data", shuffle=True)
-    return train_source, None if val_data is None else make(val_data, "val_data", shuffle=False)
-
-
-def _built_in_callbacks(plot: bool, wandb: bool | str) -> list[Any]:
-    callbacks: list[Any] = []
-    if plot:
-        from hotloop.callbacks.environment import in_notebook
-        from hotloop.callbacks.vis_metric import VisMetric
-
-        if not in_notebook():  # a notebook's display draws the plot itself
-            callbacks.append(VisMetric())
-    if wandb:
-        from hotloop.callbacks.wandb import WandbCallback
-
-        callbacks.append(WandbCallback(project=wandb if isinstance(wandb, str) else "hotloop"))
-    return callbacks

@@ -21,7 +21,7 @@ from hotloop.data.collating import NO_BATCH
 from hotloop.data.feed import Feed
 from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
 from hotloop.data.place import Place
-from hotloop.errors import DataError
+from hotloop.errors import DataError, SettingsError
 from hotloop.timing.clock import StepClock
 
 DEFAULT_BATCH_SIZE = 32
@@ -235,6 +235,28 @@ def as_batches(
             f"iterable of batches, a Dataset with batch_size=, or a tuple (inputs, labels)."
         )
     return BatchSource(data, role, device)
+
+
+def make_sources(
+    train_data: Any, val_data: Any, device: torch.device, batch_size: int | None
+) -> tuple[BatchSource, BatchSource | None]:
+    """Make batches of both data sets; ``batch_size`` goes to those that have samples.
+
+    Raises:
+        SettingsError: neither has any.
+    """
+    if batch_size is not None and not (has_samples(train_data) or has_samples(val_data)):
+        raise SettingsError(
+            f"batch_size={batch_size} has no effect, for the data has batches already: leave it "
+            f"out, or pass the Dataset itself."
+        )
+
+    def make(data: Any, role: str, shuffle: bool) -> BatchSource:
+        size = batch_size if has_samples(data) else None
+        return as_batches(data, role, device, size, shuffle)
+
+    train_source = make(train_data, "train_data", shuffle=True)
+    return train_source, None if val_data is None else make(val_data, "val_data", shuffle=False)
 
 
 def has_samples(data: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hotloop.errors import OptimizerError
+from hotloop.nested import iterate_leaves
 
 
 def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) -> None:
@@ -22,7 +23,8 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
         optimizer: anything with ``step`` and ``zero_grad``; its ``param_groups`` are looked at
             where it has them.
         net: the net.
-        others: further modules whose parameters it may hold (a loss with weights of its own).
+        others: further modules whose parameters it may hold (a loss with weights of its own), also
+            nested in lists and dicts.
 
     Raises:
         OptimizerError: it holds none of the net's parameters, or parameters of something else.
@@ -58,7 +60,7 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
         )
     allowed = {
         id(parameter)
-        for module in others
+        for _, module in iterate_leaves(list(others))
         if isinstance(module, nn.Module)
         for parameter in module.parameters()
     }
@@ -122,6 +124,15 @@ def current_lr(optimizer: Any) -> float:
     """Return the learning rate of the first parameter group; 0 where there is none."""
     groups = getattr(optimizer, "param_groups", None)
     return float(groups[0].get("lr", 0.0)) if groups else 0.0
+
+
+def set_rates(optimizer: Any, rates: Iterable[float]) -> None:
+    """Set the learning rate of each parameter group, in place where it is a tensor."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def steps_plainly(optimizer: torch.optim.Optimizer) -> bool:

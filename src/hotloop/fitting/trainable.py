@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hotloop.fitting.step import StepRunner
+from hotloop.nested import iterate_leaves
 from hotloop.timing.report import MeasuredPeak
 
 
@@ -39,14 +40,20 @@ class Trainable(Protocol):
 
 
 def place(model: Trainable, device: torch.device) -> None:
-    """Move net, loss, metrics and the extra arguments of step runners to ``device``."""
+    """Move net, loss, metrics and the extra arguments of step runners to ``device``.
+
+    Of arguments that are lists, tuples and dicts, the modules in them.
+    """
     model.net.to(device)
     model.metrics_dict.to(device)
     if isinstance(model.loss_fn, nn.Module):
         model.loss_fn.to(device)
     for name, value in model.kwargs.items():
-        if isinstance(value, (nn.Module, torch.Tensor)):
+        if isinstance(value, torch.Tensor):
             model.kwargs[name] = value.to(device)
+        for _, module in iterate_leaves(value):
+            if isinstance(module, nn.Module):
+                module.to(device)
 
 
 def is_step_runner(runner: Any) -> bool:

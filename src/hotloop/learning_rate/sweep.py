@@ -1,0 +1,193 @@
+"""Train a copy of the model while its learning rate rises, and note the loss of every step."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hotloop.data.adapt import BatchSource
+from hotloop.doctor.states import untouched
+from hotloop.doctor.trial import Trial
+from hotloop.errors import DiagnosisError, HotloopError, NonFiniteError, SettingsError
+from hotloop.fitting.loop import EpochRunner
+from hotloop.fitting.optimizers import set_rates
+from hotloop.fitting.settings import FitSettings
+from hotloop.learning_rate.curve import NUM_FIRST, LearningRateCurve, Running
+
+_LOOK_EVERY = 10  # steps between two looks at losses that wait on a device
+
+
+def find_learning_rate(
+    model: Any,
+    source: BatchSource,
+    settings: FitSettings,
+    min_lr: float,
+    max_lr: float,
+    num_steps: int,
+) -> LearningRateCurve:
+    """Run the sweep; ``KerasModel.find_lr`` tells the rest.
+
+    Args:
+        model: the ``KerasModel``; a copy of it is trained.
+        source: the training batches.
+        settings: those of the fit that is asked about.
+        min_lr: of the first step.
+        max_lr: of the last step.
+        num_steps: optimizer steps.
+
+    Raises:
+        SettingsError: bounds or steps that make no sweep, or an optimizer without a rate.
+        DiagnosisError: the data can be read but once, or the model cannot be copied.
+    """
+    _check(model, source, min_lr, max_lr, num_steps)
+    with (
+        untouched(model, settings.batch_transform, source.batches),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        try:
+            trial = Trial(model, settings, source, Path(folder), source.device)
+        except HotloopError:
+            raise
+        except Exception as error:
+            raise DiagnosisError(
+                f"the model cannot be copied for a trial ({type(error).__name__}: {error}): the "
+                f"sweep trains a copy; take out what copy.deepcopy refuses, open files for "
+                f"instance."
+            ) from error
+        ratios = _ratios(model.optimizer)
+        try:
+            sweep = _Sweep(trial.model.optimizer, ratios, (min_lr, max_lr), num_steps)
+            trial.model.EpochRunner = sweep.make_runner
+            trial.run._run_stage("train", trial.run.train_source, epoch=1)
+        finally:
+            trial.close()
+    return sweep.curve(model)
+
+
+class _Sweep:
+    """The rates of a sweep, and what the loss was at each."""
+
+    def __init__(
+        self, optimizer: Any, ratios: list[float], bounds: tuple[float, float], num_steps: int
+    ) -> None:
+        self.optimizer, self.ratios, self.num_steps = optimizer, ratios, num_steps
+        low, high = (math.log(bound) for bound in bounds)
+        self.rates = [
+            math.exp(low + (high - low) * step / (num_steps - 1)) for step in range(num_steps)
+        ]
+        self.losses: list[float] = []
+        self.diverged = False
+        self._running = Running()
+        self._waiting: list[Any] = []  # values of the steps since the last look
+        self._group: list[Any] = []  # of the batches since the last update
+
+    def make_runner(self, step_runner: Any, quiet: bool) -> _SweepRunner:
+        """Return what stands for the epoch runner."""
+        runner = _SweepRunner(step_runner, quiet)
+        runner.sweep = self
+        return runner
+
+    def is_over(self) -> bool:
+        """Tell whether the sweep is over."""
+        return self.diverged or self._num_begun == self.num_steps
+
+    @property
+    def _num_begun(self) -> int:
+        return len(self.losses) + len(self._waiting)
+
+    def set_rate(self) -> None:
+        """Set the rate of the step that comes, in every group in its own ratio."""
+        rate = self.rates[self._num_begun]
+        set_rates(self.optimizer, [rate * ratio for ratio in self.ratios])
+
+    def add(self, loss: Any, updated: bool) -> None:
+        """Note the loss of a batch; the batches of one update count as one step."""
+        self._group.append(loss)
+        if not updated:
+            return
+        values, self._group = self._group, []
+        self._waiting.append(values)
+        if self._num_begun == self.num_steps or len(self._waiting) >= _LOOK_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Read the losses that wait, and see whether training went off at one."""
+        waiting, self._waiting = self._waiting, []
+        for values in waiting:
+            loss = sum(float(value) for value in values) / len(values)
+            if not math.isfinite(loss) or self._running.is_off(self._running.add(loss)):
+                self.diverged = True
+                return
+            self.losses.append(loss)
+
+    def curve(self, model: Any) -> LearningRateCurve:
+        """Return what was found, for the model that it was found for."""
+        rates = self.rates[: len(self.losses)]
+        return LearningRateCurve(rates, self.losses, self.diverged, model, self.ratios)
+
+
+class _SweepRunner(EpochRunner):
+    """Runs training steps over and over the data, until the sweep is over."""
+
+    sweep: _Sweep
+
+    def __call__(self, dataloader: Any) -> dict[str, Any]:
+        """Run the sweep; there are no averages to return."""
+        sweep = self.sweep
+        name = f"{self.stage}_loss"
+        while not sweep.is_over():
+            for batch in self._batches(dataloader, None):
+                sweep.set_rate()
+                self.accelerator.count_batch(last=False)
+                try:
+                    losses, _ = self.step_runner(batch)
+                except NonFiniteError:
+                    sweep.look()
+                    sweep.diverged = True
+                    return {}
+                sweep.add(losses[name], self.accelerator.sync_gradients)
+                if sweep.is_over():
+                    break
+        return {}
+
+
+def _ratios(optimizer: Any) -> list[float]:
+    """Return each group's rate over the first's: those of the layers, say, keep their ratio."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    first = rates[0]
+    return [rate / first if first > 0 else 1.0 for rate in rates]
+
+
+def _check(model: Any, source: BatchSource, min_lr: float, max_lr: float, num_steps: int) -> None:
+    for name, bound in (("min_lr", min_lr), ("max_lr", max_lr)):
+        is_number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        if not is_number or not 0 < bound < math.inf:
+            raise SettingsError(
+                f"{name}={bound!r} is no learning rate: pass a positive number, for instance 1e-6."
+            )
+    if min_lr >= max_lr:
+        raise SettingsError(
+            f"min_lr={min_lr!r} is not below max_lr={max_lr!r}: pass the lower bound first."
+        )
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < NUM_FIRST:
+        raise SettingsError(
+            f"num_steps={num_steps!r} makes no curve: pass a whole number from {NUM_FIRST} up."
+        )
+    groups = getattr(model.optimizer, "param_groups", [])
+    if not groups or not all("lr" in group for group in groups):
+        raise SettingsError(
+            f"{type(model.optimizer).__name__} has no learning rate in its param_groups: there is "
+            f"none to find."
+        )
+    if model.EpochRunner is not EpochRunner:
+        raise SettingsError(
+            "this model has an EpochRunner of its own, which the sweep would leave out: call "
+            "find_lr on a model without it."
+        )
+    if hasattr(source.batches, "__next__"):
+        raise DiagnosisError(
+            f"{source.role} is an iterator, which a sweep would use up: pass something that can "
+            f"be iterated anew, a DataLoader for instance."
+        )

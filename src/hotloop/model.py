@@ -449,7 +449,7 @@ class KerasModel(nn.Module):
             max_lr: of the last step; steps between are spaced evenly in its logarithm.
             num_steps: optimizer steps. The sweep ends where the loss is above that of its
                 beginning by more than it had gone down.
-            **fit_arguments: what ``fit`` would be called with: batch_size, mixed_precision, ...
+            **fit_arguments: what ``fit`` would be called with: batch_size, quiet, ...
 
         Returns:
             ``suggestion``, ``table()`` and ``plot()``; ``apply()`` sets the optimizer's rate.
@@ -463,7 +463,8 @@ class KerasModel(nn.Module):
         settings = FitSettings.of_fit(fit_arguments)
         device = choose_device(settings.cpu).device
         source, _ = make_sources(train_data, None, device, settings.batch_size)
-        return find_learning_rate(self, source, settings, min_lr, max_lr, num_steps)
+        progress = make_progress(fit_arguments.get("quiet", False))
+        return find_learning_rate(self, source, settings, min_lr, max_lr, num_steps, progress)
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.

@@ -205,3 +205,12 @@ def test_the_plot_is_a_picture_and_the_table_a_row_a_step(tmp_path):
     assert len(table) == len(curve.losses)
     assert curve._repr_png_().startswith(b"\x89PNG")
     assert f"begin with lr={curve.suggestion:.2g}" in str(curve)
+
+
+def test_a_compiled_step_gives_the_same_curve():
+    options = dict(min_lr=1e-3, max_lr=1.0, num_steps=40)
+    curves = []
+    for compile in (False, True):
+        torch.manual_seed(7)
+        curves.append(make_model(torch.optim.SGD).find_lr(make_data(), compile=compile, **options))
+    assert curves[1].losses == pytest.approx(curves[0].losses, rel=1e-4)

@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
 from hotloop.doctor.states import untouched
 from hotloop.doctor.trial import Trial
@@ -15,6 +18,7 @@ from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.optimizers import set_rates
 from hotloop.fitting.settings import FitSettings
 from hotloop.learning_rate.curve import NUM_FIRST, LearningRateCurve, Running
+from hotloop.nested import count_samples
 
 _LOOK_EVERY = 10  # steps between two looks at losses that wait on a device
 
@@ -26,6 +30,7 @@ def find_learning_rate(
     min_lr: float,
     max_lr: float,
     num_steps: int,
+    progress: Progress,
 ) -> LearningRateCurve:
     """Run the sweep; ``KerasModel.find_lr`` tells the rest.
 
@@ -36,6 +41,7 @@ def find_learning_rate(
         min_lr: of the first step.
         max_lr: of the last step.
         num_steps: optimizer steps.
+        progress: shows how far it is.
 
     Raises:
         SettingsError: bounds or steps that make no sweep, or an optimizer without a rate.
@@ -58,10 +64,13 @@ def find_learning_rate(
             ) from error
         ratios = _ratios(model.optimizer)
         try:
-            sweep = _Sweep(trial.model.optimizer, ratios, (min_lr, max_lr), num_steps)
+            sweep = _Sweep(trial.model.optimizer, ratios, (min_lr, max_lr), num_steps, progress)
             trial.model.EpochRunner = sweep.make_runner
+            progress.start_stage("finding lr", 0, num_steps)
             trial.run._run_stage("train", trial.run.train_source, epoch=1)
         finally:
+            progress.end_stage({})
+            progress.end_fit({})
             trial.close()
     return sweep.curve(model)
 
@@ -70,9 +79,15 @@ class _Sweep:
     """The rates of a sweep, and what the loss was at each."""
 
     def __init__(
-        self, optimizer: Any, ratios: list[float], bounds: tuple[float, float], num_steps: int
+        self,
+        optimizer: Any,
+        ratios: list[float],
+        bounds: tuple[float, float],
+        num_steps: int,
+        progress: Progress,
     ) -> None:
         self.optimizer, self.ratios, self.num_steps = optimizer, ratios, num_steps
+        self.progress = progress
         low, high = (math.log(bound) for bound in bounds)
         self.rates = [
             math.exp(low + (high - low) * step / (num_steps - 1)) for step in range(num_steps)
@@ -82,6 +97,7 @@ class _Sweep:
         self._running = Running()
         self._waiting: list[Any] = []  # values of the steps since the last look
         self._group: list[Any] = []  # of the batches since the last update
+        self._group_samples = 0
 
     def make_runner(self, step_runner: Any, quiet: bool) -> _SweepRunner:
         """Return what stands for the epoch runner."""
@@ -102,12 +118,16 @@ class _Sweep:
         rate = self.rates[self._num_begun]
         set_rates(self.optimizer, [rate * ratio for ratio in self.ratios])
 
-    def add(self, loss: Any, updated: bool) -> None:
+    def add(self, loss: Any, num_samples: int, updated: bool) -> None:
         """Note the loss of a batch; the batches of one update count as one step."""
-        self._group.append(loss)
+        # a graph writes its next losses where these are
+        self._group.append(loss.clone() if isinstance(loss, torch.Tensor) else loss)
+        self._group_samples += num_samples
         if not updated:
             return
-        values, self._group = self._group, []
+        if self.progress.advance(self._group_samples):
+            self.progress.show({})
+        values, self._group, self._group_samples = self._group, [], 0
         self._waiting.append(values)
         if self._num_begun == self.num_steps or len(self._waiting) >= _LOOK_EVERY:
             self.look()
@@ -147,7 +167,7 @@ class _SweepRunner(EpochRunner):
                     sweep.look()
                     sweep.diverged = True
                     return {}
-                sweep.add(losses[name], self.accelerator.sync_gradients)
+                sweep.add(losses[name], count_samples(batch), self.accelerator.sync_gradients)
                 if sweep.is_over():
                     break
         return {}

@@ -1,0 +1,126 @@
+"""Runs where files that are open can be neither replaced nor removed, as on Windows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Windows is acted by Linux")
+
+TRAIN = """
+import sys
+import as_on_windows
+as_on_windows.become()
+import torch
+from torch import nn
+from hotloop import KerasModel
+
+def train(epochs, **options):
+    torch.manual_seed(0)
+    inputs = torch.randn(120, 4)
+    data = inputs, (inputs.sum(dim=1) > 0).long()
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters(), 0.01))
+    return model, model.fit(
+        data, data, epochs=epochs, batch_size=20, ckpt_path=sys.argv[1], plot=False, **options
+    )
+"""
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess:
+    folders = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.safetensors"])
+def test_a_run_is_saved_gone_on_with_and_begun_anew(tmp_path: Path, name: str):
+    program = TRAIN + (
+        "train(3, resume=True)\n"
+        "_, history = train(5, resume=True)\n"
+        "assert list(history['epoch']) == [1, 2, 3, 4, 5]\n"
+        "train(2, resume=False, save_every_steps=4)\n"
+        "print(as_on_windows.refused)\n"
+    )
+    found = run(program, tmp_path / name)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "[]"
+    assert "held in memory" not in found.stdout
+    left = [path.name for path in (tmp_path / f"{name}.run").iterdir()]
+    assert sum(path.endswith(".weights") for path in left) <= 2, left
+
+
+def test_a_run_that_was_refused_can_be_begun_anew(tmp_path: Path):
+    program = TRAIN + (
+        "train(2, resume=True)\n"
+        "try:\n"
+        "    train(2, resume=True, monitor='train_loss')\n"
+        "except Exception as error:\n"
+        "    kept = error\n"  # with its frames, as a notebook keeps it
+        "train(2, resume=False, save_every_steps=4)\n"
+        "print(as_on_windows.refused, type(kept).__name__)\n"
+    )
+    found = run(program, tmp_path / "best")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "[] CheckpointError"
+
+
+def test_a_best_file_that_another_program_has_open_is_waited_for(tmp_path: Path):
+    program = TRAIN + (
+        "import threading, time\n"
+        "from hotloop.checkpoint.files import write_atomically\n"
+        "from hotloop.errors import CheckpointError\n"
+        "write = lambda file: file.write(b'new')\n"
+        "write_atomically(sys.argv[1], write)\n"
+        "reader = open(sys.argv[1])\n"
+        "try:\n"
+        "    write_atomically(sys.argv[1], write)\n"
+        "except CheckpointError as error:\n"
+        "    assert 'close what has it open or pass' in str(error), error\n"
+        "threading.Timer(0.1, reader.close).start()\n"
+        "write_atomically(sys.argv[1], write)\n"
+        "print(len(as_on_windows.refused) > 1)\n"
+    )
+    found = run(program, tmp_path / "best")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "True\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_one_run_at_a_time_has_a_folder(tmp_path: Path):
+    program = TRAIN + (
+        "from pathlib import Path\n"
+        "from hotloop.checkpoint.run import RunLock, refuse_where_locked\n"
+        "from hotloop.errors import RunInUseError\n"
+        "folder, other = Path(sys.argv[1]), len(sys.argv) > 2\n"
+        "def is_refused(call):\n"
+        "    try:\n"
+        "        call(folder)\n"
+        "    except RunInUseError as error:\n"
+        "        return str(error)\n"
+        "if other:\n"
+        "    print(is_refused(refuse_where_locked), is_refused(RunLock))\n"
+        "    sys.exit()\n"
+        "import subprocess, os\n"
+        "lock = RunLock(folder)\n"
+        "lock.hold()\n"
+        "lock.path.read_bytes()\n"
+        "lock.hold()\n"
+        "ask = [sys.executable, '-c', sys.orig_argv[2], str(folder), 'other']\n"
+        "found = subprocess.run(ask, capture_output=True, text=True, check=True).stdout\n"
+        "assert found.count(f'process {os.getpid()} on') == 2, found\n"
+        "lock.release()\n"
+        "found = subprocess.run(ask, capture_output=True, text=True, check=True).stdout\n"
+        "assert found == 'None None\\n', found\n"
+        "print('done')\n"
+    )
+    found = run(program, tmp_path / "run")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "done\n"

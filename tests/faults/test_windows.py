@@ -124,3 +124,21 @@ def test_one_run_at_a_time_has_a_folder(tmp_path: Path):
     found = run(program, tmp_path / "run")
     assert found.returncode == 0, found.stderr
     assert found.stdout == "done\n"
+
+
+def test_memory_is_what_windows_tells(tmp_path: Path):
+    program = TRAIN + (
+        "from hotloop import free_memory, peak_memory\n"
+        "from hotloop.data.budget import resident_budget\n"
+        "from hotloop.hardware.info import devices\n"
+        "assert resident_budget(torch.device('cpu'), 0.5) == 4 << 30\n"
+        "assert devices()[-1].memory_bytes == 16 << 30\n"
+        "with peak_memory('cpu') as peak:\n"
+        "    block = torch.ones(64 << 20, dtype=torch.uint8)\n"
+        "print(peak.added_bytes >> 20, free_memory(block, device='cpu') >> 20)\n"
+    )
+    found = run(program, tmp_path / "best")
+    assert found.returncode == 0, found.stderr
+    added, freed = map(int, found.stdout.split())
+    assert 60 < added < 80
+    assert 60 < freed < 80

@@ -16,7 +16,8 @@ from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
 from hotloop.nested import describe, describe_tensor, iterate_leaves, iterate_tensors
 from hotloop.placement import explain_device_error
 
-_CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
+# of a CPU's allocator, on Windows too, and of MPS: plain RuntimeErrors
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 _OF_RANGE = re.compile("out of (range|bounds)")
 _OF_DTYPE = re.compile(r"Input type \(|not implemented for '|must have the same dtype|scalar type")
 _NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|str)")
@@ -29,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, torch.OutOfMemoryError) or (
-            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _CPU_MEMORY_WORDS)
+            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _MEMORY_WORDS)
         ):
             return True
         seen = seen.__cause__

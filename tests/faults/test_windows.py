@@ -31,12 +31,13 @@ def train(epochs, **options):
 """
 
 
-def run(program: str, *arguments: object) -> subprocess.CompletedProcess:
+def run(program: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     folders = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        encoding=environment.get("PYTHONIOENCODING"),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
     )  # fmt: skip
 
 
@@ -142,3 +143,51 @@ def test_memory_is_what_windows_tells(tmp_path: Path):
     added, freed = map(int, found.stdout.split())
     assert 60 < added < 80
     assert 60 < freed < 80
+
+
+def test_ctrl_break_saves_the_run(tmp_path: Path):
+    program = TRAIN + (
+        "import os, signal\n"
+        "class Break:\n"
+        "    def on_train_epoch_end(self, model):\n"
+        "        os.kill(os.getpid(), signal.SIGUSR2)\n"  # acts SIGBREAK
+        "train(3, resume=True, callbacks=[Break()])\n"
+    )
+    found = run(program, tmp_path / "best")
+    assert found.returncode == 75, found.stderr
+    assert "stopped by SIGUSR2" in found.stdout
+    assert list((tmp_path / "best.run").glob("step-*.json"))
+
+
+def test_an_old_checkpoint_that_is_open_stays(tmp_path: Path):
+    program = TRAIN + (
+        "from hotloop.callbacks.epoch_checkpoint import EpochCheckpoint\n"
+        "class Reader:\n"
+        "    def on_validation_epoch_end(self, model):\n"
+        "        if len(model.history['epoch']) == 1:\n"
+        "            self.file = open(sys.argv[2] + '/checkpoint_epoch1.pt', 'rb')\n"
+        "train(4, callbacks=[EpochCheckpoint(sys.argv[2], max_ckpt=1), Reader()])\n"
+    )
+    found = run(program, tmp_path / "best", tmp_path / "kept")
+    assert found.returncode == 0, found.stderr
+    left = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert left == ["checkpoint_epoch1.pt", "checkpoint_epoch4.pt"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp936", "ascii"])
+def test_names_that_a_log_files_encoding_lacks_end_no_training(tmp_path: Path, encoding: str):
+    program = TRAIN + (
+        "import warnings\n"
+        "from hotloop import summary\n"
+        "warnings.simplefilter('error')\n"
+        "summary(nn.Sequential(nn.Linear(4, 2)), input_shape=(4,))\n"
+        "named = {'\\u51c6\\u786e\\u7387 \\U0001f600': lambda preds, labels: 0.5}\n"
+        "inputs = torch.randn(20, 4)\n"
+        "data = inputs, torch.zeros(20, dtype=torch.int64)\n"
+        "model = KerasModel(nn.Linear(4, 2), nn.CrossEntropyLoss(), named)\n"
+        "model.fit(data, data, epochs=1, ckpt_path=sys.argv[1])\n"
+    )
+    found = run(program, tmp_path / "best", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert found.returncode == 0, found.stderr
+    assert ("\u51c6\u786e\u7387" in found.stdout) == (encoding == "cp936")
+    assert "\\U0001f600 0.5000" in found.stdout

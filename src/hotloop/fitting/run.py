@@ -30,7 +30,7 @@ from hotloop.fitting.checks import (
     score_of,
 )
 from hotloop.fitting.choose import Speedups
-from hotloop.fitting.diagnose import explain_device_assert
+from hotloop.fitting.diagnose import explain_device_assert, explain_missing_float64
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.micro_batches import MicroBatches
@@ -196,8 +196,8 @@ class FitRun:
         try:
             with resumable:
                 self._run(callbacks)
-        except RuntimeError as error:
-            explained = explain_device_assert(error, self.device)
+        except (RuntimeError, TypeError) as error:
+            explained = explain_device_assert(error, self.device) or explain_missing_float64(error)
             if explained is None:
                 raise
             raise explained from error

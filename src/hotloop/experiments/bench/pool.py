@@ -28,7 +28,8 @@ class Pool:
     def __init__(self) -> None:
         self.import_seconds = self.dynamo_seconds = 0.0
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the pool is
+        # libraries may write other bytes than the encoding has
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - kept open
 
     def __enter__(self) -> Pool:
         self._start()

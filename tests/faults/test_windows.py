@@ -31,10 +31,11 @@ def train(epochs, **options):
 """
 
 
-def run(program: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+def run(program: str | Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
     folders = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
+    how = ["-c"] if isinstance(program, str) else []
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
+        [sys.executable, *how, *map(str, [program, *arguments])],
         capture_output=True, text=True, check=False, timeout=300,
         encoding=environment.get("PYTHONIOENCODING"),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(folders), **environment},
@@ -191,3 +192,46 @@ def test_names_that_a_log_files_encoding_lacks_end_no_training(tmp_path: Path, e
     assert found.returncode == 0, found.stderr
     assert ("\u51c6\u786e\u7387" in found.stdout) == (encoding == "cp936")
     assert "\\U0001f600 0.5000" in found.stdout
+
+
+SPAWNS = """
+import sys
+import as_on_windows
+as_on_windows.become()
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from hotloop import KerasModel
+
+class Noisy(Dataset):
+    def __len__(self):
+        return 48
+
+    def __getitem__(self, index):
+        return torch.full((4,), index / 48) + 0.1 * torch.randn(4), index % 2
+
+def train(epochs):
+    torch.manual_seed(0)
+    net = nn.Linear(4, 2)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.Adam(net.parameters(), 0.01))
+    loader = DataLoader(
+        Noisy(), batch_size=8, shuffle=True, num_workers=1, multiprocessing_context="spawn"
+    )
+    history = model.fit(loader, epochs=epochs, ckpt_path=sys.argv[1], resume=True, quiet=True)
+    return net.weight.detach().flatten().tolist(), list(history["train_loss"])
+
+if __name__ == "__main__":
+    first = train(1)
+    print(train(2), as_on_windows.refused)
+"""
+
+
+def test_a_run_with_spawned_workers_goes_on_to_the_same_numbers(tmp_path: Path):
+    script, results = tmp_path / "script.py", []
+    for name, text in {"twice": SPAWNS, "once": SPAWNS.replace("first = train(1)", "")}.items():
+        script.write_text(text, encoding="utf-8")
+        found = run(script, tmp_path / name)
+        assert found.returncode == 0, found.stderr
+        results.append(found.stdout)
+    assert results[0] == results[1]
+    assert results[0].endswith(" []\n")

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import random
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -281,8 +282,10 @@ def leave_with_parent(forkserver: bool = False) -> None:
     def leave() -> None:
         if parent is None:
             return
-        # is_alive looks at a pipe, which workers that are forked later hold open
-        gone = not parent.is_alive() if forkserver else os.getppid() != parent.pid
+        # is_alive looks at a pipe on POSIX, which workers that are forked later hold open; on
+        # Windows a launcher may lie between the two, and a parent's number outlives it
+        by_number = not forkserver and sys.platform != "win32"
+        gone = os.getppid() != parent.pid if by_number else not parent.is_alive()
         if gone:
             os._exit(1)
 

@@ -24,6 +24,7 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.checks import (
     check_custom_step,
     check_monitor_is_known,
+    check_scaled_updates,
     choose_mode,
     choose_monitor,
     refuse_several_processes,
@@ -107,6 +108,7 @@ class FitRun:
         self.accelerator = Accelerator(
             self.device, settings.mixed_precision, settings.gradient_accumulation_steps
         )
+        check_scaled_updates(model.optimizer, self.accelerator.scaler, self.device)
         if self.accelerator.scaler is not None and self.device.type == "cpu":
             progress.message(
                 "fp16 on a CPU is very slow in most nets: mixed_precision='bf16' is not"

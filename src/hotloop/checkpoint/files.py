@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -14,6 +15,10 @@ from typing import IO, Any, BinaryIO
 
 from hotloop.errors import CheckpointError
 
+_NO_SUCH_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+)  # of folders, on some network drives
 _SECONDS_UNTIL_LEFT = 60.0  # a file this old and not locked is nobody's
 # Windows replaces no file that somebody reads: a virus scanner, say, or a cloud that synchronises
 _WAITS_FOR_READERS = (0.01, 0.05, 0.2, 0.5)
@@ -181,5 +186,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
     finally:
         os.close(descriptor)

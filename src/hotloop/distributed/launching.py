@@ -235,7 +235,7 @@ class Processes:
 
 def _kill_group(popen: subprocess.Popen[bytes]) -> None:
     """End a process and its loader workers."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS
         os.killpg(popen.pid, signal.SIGKILL)
 
 

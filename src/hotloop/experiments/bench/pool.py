@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -115,7 +116,8 @@ class Pool:
 
     def _end(self, process: subprocess.Popen[str], at_once: bool) -> None:
         if at_once and hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
+            with contextlib.suppress(PermissionError):  # on macOS, where it has ended by now
+                os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
         elif at_once:
             process.terminate()
         for pipe in (process.stdin, process.stdout):

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hotloop.nested import count_samples, describe, iterate_tensors, map_leaves, to_device
 
@@ -116,3 +117,26 @@ def test_counting_samples(batch, count):
 def test_descriptions():
     assert describe([torch.ones(2, 3), "x"]) == "batch[0] float32 (2, 3), batch[1] str"
     assert describe([], "data") == "data list without values"
+
+
+class Sent(TorchFunctionMode):
+    """Notes how tensors are sent to devices, and leaves them where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.behind: list[bool] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to:
+            self.behind.append(kwargs["non_blocking"])
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "behind"), [
+    ("cuda:1", True), ("mps", False), (torch.device("mps:0"), False),
+])  # fmt: skip
+def test_no_copy_to_mps_runs_behind_the_host(device, behind: bool):
+    with Sent() as sent:
+        to_device([torch.ones(2), {"a": torch.ones(1)}], device, non_blocking=True)
+    assert sent.behind == [behind, behind]

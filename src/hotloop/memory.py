@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import threading
@@ -142,6 +143,8 @@ def resident_bytes() -> int:
     """Return the memory of this process that is in RAM now."""
     if _STATUS.exists():
         return status_bytes("VmRSS")
+    if sys.platform == "win32":
+        return _windows_working_set()
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the peak: nothing newer is told
@@ -258,12 +261,35 @@ def status_bytes(name: str) -> int:
     return 0
 
 
+def windows_memory() -> tuple[int, int]:
+    """Return the bytes of a Windows machine's memory that are free, and all of them."""
+    status = _structure(8)  # MEMORYSTATUSEX: its size and the load, all bytes, the free ones, ...
+    library: Any = ctypes
+    library.WinDLL("kernel32").GlobalMemoryStatusEx(status)
+    return int(status[2]), int(status[1])
+
+
+def _windows_working_set() -> int:
+    counters = _structure(9)  # PROCESS_MEMORY_COUNTERS: its size and faults, the peak, what is now
+    library: Any = ctypes
+    kernel = library.WinDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    own = ctypes.c_void_p(kernel.GetCurrentProcess())
+    kernel.K32GetProcessMemoryInfo(own, counters, ctypes.sizeof(counters))
+    return int(counters[2])
+
+
+def _structure(num_words: int) -> Any:
+    """Return a structure of 8-byte words whose first 4 bytes are its size, as Windows asks."""
+    words = (ctypes.c_uint64 * num_words)()
+    words[0] = ctypes.sizeof(words)
+    return words
+
+
 def trim_host() -> None:
     """Let the C library give freed memory back to the system, where it is one that can."""
     if sys.platform != "linux":
         return
-    import ctypes
-
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

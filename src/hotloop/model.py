@@ -219,9 +219,9 @@ class KerasModel(nn.Module):
                 settings. They are put back after the fit.
             resume: save the whole run after each epoch, in the folder ``ckpt_path`` + ".run", and
                 go on with the run that is there, bitwise as if it had never stopped; start afresh
-                where there is none. SIGTERM, SIGUSR1 and Ctrl-C then save at the next step, and
-                raise ``RunInterrupted``, which exits with 75. "force" goes on though another
-                process seems to use the folder. See docs/resume.md.
+                where there is none. SIGTERM, SIGUSR1, Ctrl-Break and Ctrl-C then save at the next
+                step, and raise ``RunInterrupted``, which exits with 75. "force" goes on though
+                another process seems to use the folder. See docs/resume.md.
             save_every_steps: save also every so many training steps.
             save_every_seconds: save also every so many seconds.
             keep_checkpoints: how many of the run's checkpoints stay.

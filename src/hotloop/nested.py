@@ -71,12 +71,13 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
             a ``.to(device)`` method (packed sequences, Hugging Face encodings, graph batches).
             Strings, numbers and other leaves pass unchanged.
         device: where to.
-        non_blocking: let copies from pinned memory run behind the host.
+        non_blocking: let copies from pinned memory run behind the host; where ``copies_behind``.
 
     Returns:
         The same structure on ``device``. Containers are rebuilt, never changed in place; a tensor
         that is there already is returned as it is.
     """
+    non_blocking = non_blocking and copies_behind(device)
 
     def move(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
@@ -90,6 +91,15 @@ def to_device(tree: Any, device: torch.device | str, non_blocking: bool = False)
         return leaf
 
     return map_leaves(tree, move)
+
+
+def copies_behind(device: torch.device | str) -> bool:
+    """Tell whether a copy to a device may run behind the host.
+
+    Not to MPS: there torch lets go of the host's tensor before it is read, and other values arrive
+    (https://github.com/pytorch/pytorch/issues/139550, /189690; open in torch 2.13).
+    """
+    return not str(device).startswith("mps")
 
 
 def clone_tensors(tree: Any) -> Any:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import os
-import pty
 import re
 import struct
 import subprocess
 import sys
-import termios
 import textwrap
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has no terminals of this kind")
+pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
 
 SCRIPT = textwrap.dedent(
     """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +78,20 @@ def test_what_ends_a_write_is_raised_and_not_what_torch_says_after_it(tmp_path, 
     with pytest.raises(raised, match="no more"):
         write_atomically(tmp_path / "weights", save)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are not synchronised on Windows")
+def test_a_file_system_that_synchronises_no_folders_takes_files(tmp_path, monkeypatch):
+    usual, code = os.fsync, errno.EINVAL
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        usual(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(tmp_path / "weights", lambda file: file.write(b"whole"))
+    assert (tmp_path / "weights").read_bytes() == b"whole"
+    code = errno.EIO
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write_atomically(tmp_path / "weights", lambda file: file.write(b"lost?"))

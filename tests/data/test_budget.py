@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from hotloop.data.budget import cgroup_available
+from hotloop.data.budget import cgroup_available, resident_budget
 
 NAMES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -77,3 +79,11 @@ def test_a_real_limit_keeps_data_off_the_memory(tmp_path: Path):
         assert "stays on its loader" in done.stdout
     finally:
         group.rmdir()
+
+
+def test_of_mps_counts_what_metal_recommends(monkeypatch: pytest.MonkeyPatch):
+    metal = SimpleNamespace(
+        recommended_max_memory=lambda: 12 << 30, driver_allocated_memory=lambda: 2 << 30
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: metal)
+    assert resident_budget(torch.device("mps"), 0.5) == 5 << 30

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,72 @@ def test_what_is_not_guarded():
     assert not can_guard(Own(Rows(), batch_size=8))
     assert not can_guard(DataLoader(Rows(), batch_size=None))
     assert not can_guard([torch.zeros(1)])
+
+
+SPAWNS = """
+import sys
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from hotloop import KerasModel
+
+class Rows(Dataset):
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index)), index % 2
+
+def train(method, **options):
+    model = KerasModel(nn.Linear(4, 2), nn.CrossEntropyLoss())
+    loader = DataLoader(
+        Rows(), batch_size=8, num_workers=1, multiprocessing_context=method, **options
+    )
+    history = model.fit(loader, epochs=1, quiet=True, exact=True)
+    print("trained", len(history))
+"""
+
+
+def run_script(folder: Path, last_lines: str) -> subprocess.CompletedProcess:
+    script = folder / "script.py"
+    script.write_text(SPAWNS + last_lines, encoding="utf-8")
+    source = str(Path(__file__).parents[2] / "src")
+    return subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": source},
+    )  # fmt: skip
+
+
+def test_workers_of_a_fork_server_read_and_end(tmp_path: Path):
+    found = run_script(tmp_path, "if __name__ == '__main__':\n    train('forkserver')\n")
+    assert found.stdout == "trained 1\n", found.stderr
+
+
+def test_a_script_that_workers_cannot_import_again_is_told_so(tmp_path: Path):
+    found = run_script(tmp_path, "train('spawn')\n")
+    last = found.stderr.strip().rpartition("\n")[2]
+    assert "before its first sample: workers start by spawn here" in last
+    assert "if __name__ == '__main__':" in last
+
+
+def test_a_loader_that_cannot_be_sent_to_spawned_workers_is_told_so(tmp_path: Path):
+    found = run_script(
+        tmp_path,
+        "if __name__ == '__main__':\n    train('spawn', collate_fn=lambda rows: rows)\n",
+    )
+    last = found.stderr.strip().rpartition("\n")[2]
+    assert "DataError: the loader of train_data cannot be sent to its workers" in last
+    assert "none of them a lambda; num_workers=0 reads it in this process" in last
+
+
+def test_how_processes_start_stays_for_the_user_to_choose():
+    script = """
+import multiprocessing
+from hotloop.data.workers import can_fork
+assert can_fork() == (multiprocessing.get_all_start_methods()[0] == "fork")
+multiprocessing.set_start_method("spawn")
+assert not can_fork()
+"""
+    source = str(Path(__file__).parents[2] / "src")
+    environment = {**os.environ, "PYTHONPATH": source}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)

@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hotloop import KerasModel
-from hotloop.errors import GradientError, HotloopError, OptimizerError, ShapeError
+from hotloop.errors import DataError, GradientError, HotloopError, OptimizerError, ShapeError
+from hotloop.fitting.diagnose import explain_missing_float64
 
 
 def fit(net, data, loss_fn=None, **options):
@@ -191,3 +192,14 @@ def test_a_class_in_place_of_an_optimizer_or_scheduler(small):
         with pytest.raises(OptimizerError, match=found):
             model.fit(small, epochs=1, plot=False, quiet=True, cpu=True)
         assert torch.equal(before, model.net[0].weight)
+
+
+def test_float64_on_mps_is_named_with_a_mend():
+    words = (
+        "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support "
+        "float64. Please use float32 instead."
+    )
+    found = explain_missing_float64(TypeError(words))
+    assert isinstance(found, DataError)
+    assert "make them float32 in the data set" in str(found)
+    assert explain_missing_float64(TypeError("another")) is None

@@ -101,3 +101,7 @@ def test_a_devices_times_divide_what_the_host_spent_on_steps():
     assert seen == pytest.approx(expected)
     for nothing in (None, {}, {"rest": 0.3}):
         assert as_seen(StageTimes(1, "train", 10, 10, dict(host), nothing)) == host
+
+
+def test_events_of_mps_are_left_alone():
+    assert DeviceEvents.for_device(torch.device("mps")) is None

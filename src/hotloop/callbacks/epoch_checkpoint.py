@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from pathlib import Path
@@ -41,4 +42,5 @@ class EpochCheckpoint(Callback):
         model.accelerator.save(model.accelerator.get_state_dict(model.net), path)
         self._kept.append(path)
         if len(self._kept) > self.max_ckpt:
-            self._kept.popleft().unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows removes no file that is open
+                self._kept.popleft().unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from hotloop.callbacks.formatting import format_duration, format_row
 from hotloop.callbacks.progress import Progress
+from hotloop.printing import printable
 
 
 class LogProgress(Progress):
@@ -55,4 +56,4 @@ class LogProgress(Progress):
 
     def message(self, text: str) -> None:
         """Print a line and flush it, so that whoever follows the file sees it."""
-        print(text, file=sys.stdout, flush=True)  # noqa: T201
+        print(printable(text), file=sys.stdout, flush=True)  # noqa: T201

@@ -10,6 +10,7 @@ from typing import Any
 
 from hotloop.callbacks.formatting import format_duration, format_row, format_value
 from hotloop.callbacks.progress import Progress
+from hotloop.printing import printable
 
 _TIMES = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 # what is shown beside the values, from wide terminals to narrow ones: tqdm's format of the line,
@@ -123,7 +124,7 @@ class TerminalProgress(Progress):
         """Print a line above the bar."""
         from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
     def end_fit(self, history: Mapping[str, list[Any]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from hotloop.callbacks.base import Callback, TrainedModel
 from hotloop.callbacks.environment import in_notebook
 from hotloop.callbacks.plotting import save_history_plot
+from hotloop.printing import printable
 
 _DRAWING_SHARE = 0.05  # of the time, at most
 
@@ -43,7 +44,9 @@ class VisMetric(Callback):
     def on_fit_end(self, model: TrainedModel) -> None:
         """Draw the whole history, and say where."""
         if self._draw(model) and not in_notebook():
-            model.accelerator.print(f"the plot of {model.monitor} is in {self.save_path}")
+            model.accelerator.print(
+                printable(f"the plot of {model.monitor} is in {self.save_path}")
+            )
 
     def _draw(self, model: TrainedModel) -> bool:
         """Write the plot; False where that could not be, or there is nothing to draw."""
@@ -56,7 +59,7 @@ class VisMetric(Callback):
             save_history_plot(history, self.save_path, model.monitor, model.mode, self.figsize)
         except OSError as error:  # a full disk must not end the training
             if not self._told:
-                model.accelerator.print(f"the plot could not be written: {error}")
+                model.accelerator.print(printable(f"the plot could not be written: {error}"))
             self._told = True
             return False
         finally:

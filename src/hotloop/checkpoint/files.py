@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from hotloop.errors import CheckpointError
 
+_NO_SUCH_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+)  # of folders, on some network drives
 _SECONDS_UNTIL_LEFT = 60.0  # a file this old and not locked is nobody's
+# Windows replaces no file that somebody reads: a virus scanner, say, or a cloud that synchronises
+_WAITS_FOR_READERS = (0.01, 0.05, 0.2, 0.5)
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -43,18 +51,48 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600 files; others could read
-        os.replace(temporary, target)
+        _replace(temporary, target)
         temporary = None
         sync_folder(target.parent)
     except OSError as error:
+        is_open = os.name != "posix" and isinstance(error, PermissionError) and target.exists()
         raise CheckpointError(
-            f"'{target}' cannot be written ({error.strerror or error}): free space on the disk or "
+            f"'{target}' cannot be written ({error.strerror or error}): "
+            f"{'close what has it open' if is_open else 'free space on the disk'} or "
             f"pass a ckpt_path in a folder you can write to; what was there before is unchanged."
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _replace(temporary: str, target: Path) -> None:
+    """Rename a file over another; on Windows wait a little for others that read it."""
+    for seconds in () if os.name == "posix" else _WAITS_FOR_READERS:
+        try:
+            os.replace(temporary, target)
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    os.replace(temporary, target)
+
+
+def open_to_keep(path: Path) -> BinaryIO:
+    """Open a file to read it later, whatever becomes of its name.
+
+    Windows replaces and removes no file that is open: there a copy without a name is opened.
+    """
+    file = path.open("rb")
+    if os.name == "posix":
+        return file
+    with file:
+        copy: Any = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.seek(0)  # which writes what is buffered
+        kept: BinaryIO = copy
+        return kept
 
 
 class _Watched:
@@ -116,7 +154,9 @@ def _remove_left_behind(target: Path) -> None:
     for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         with contextlib.suppress(OSError):  # another's, or gone by now
             is_old = time.time() - path.lstat().st_mtime > _SECONDS_UNTIL_LEFT
-            if is_old and not path.is_symlink():
+            if is_old and os.name != "posix":
+                path.unlink()  # Windows refuses where it is open
+            elif is_old and not path.is_symlink():
                 with open(path, "r+b") as file:
                     if _lock(file):
                         path.unlink()
@@ -128,7 +168,7 @@ def _lock(file: IO[bytes]) -> bool:
         import fcntl
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # Windows has another kind
+    except (ImportError, OSError):  # Windows needs none: it removes no open file
         return False
     return True
 
@@ -146,5 +186,8 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_SYNC:
+            raise
     finally:
         os.close(descriptor)

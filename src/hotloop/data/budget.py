@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hotloop.errors import SettingsError
+from hotloop.hardware.memory import memory_of
+from hotloop.memory import windows_memory
 
 ENVIRONMENT_VARIABLE = "HOTLOOP_RESIDENT_BUDGET"
 DEFAULT_SHARE = 0.3
@@ -52,9 +54,9 @@ def chosen_share(share: float | None) -> float:
 def free_bytes(device: torch.device) -> int:
     """Return the memory that is free on ``device``; on the host also under a cgroup's limit."""
     if device.type != "cpu":
-        module: Any = torch.get_device_module(device)
-        if hasattr(module, "mem_get_info"):
-            return int(module.mem_get_info(device)[0])
+        free, _ = memory_of(device)
+        if free is not None:
+            return max(free, 0)
     return min(_host_available(), cgroup_available())
 
 
@@ -64,6 +66,8 @@ def _host_available() -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return windows_memory()[0]
     if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 2 << 30  # unknown: a size that any training machine has

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hotloop.data.purity import walk_parts
-from hotloop.data.random_state import RandomStates
+from hotloop.data.random_state import RandomStates, read_device_state, restore_device_state
 
 
 class AllRandomStates:
@@ -34,8 +34,7 @@ class AllRandomStates:
         """Return the states as they are now, as plain values and arrays."""
         state: dict[str, Any] = {"global": RandomStates.read().to_plain()}
         if self.device.type != "cpu":
-            module: Any = torch.get_device_module(self.device)
-            state["device"] = module.get_rng_state(self.device).cpu().numpy()
+            state["device"] = read_device_state(self.device).cpu().numpy()
         if self.generators:
             state["generators"] = {name: _read(g) for name, g in self.generators.items()}
         return state
@@ -48,8 +47,7 @@ class AllRandomStates:
         """
         each = {name: _read_raw(generator) for name, generator in self._named(everything).items()}
         if self.device.type != "cpu":
-            module: Any = torch.get_device_module(self.device)
-            each[_DEVICE] = module.get_rng_state(self.device)
+            each[_DEVICE] = read_device_state(self.device)
         return each
 
     def restore_each(self, states: dict[str, Any]) -> None:
@@ -59,8 +57,7 @@ class AllRandomStates:
             if name in named:
                 _restore(named[name], state)
             elif name == _DEVICE and self.device.type != "cpu":
-                module: Any = torch.get_device_module(self.device)
-                module.set_rng_state(torch.from_numpy(state.copy()), self.device)
+                restore_device_state(self.device, torch.from_numpy(state.copy()))
 
     def _named(self, everything: bool) -> dict[str, Any]:
         named: dict[str, Any] = {"torch": torch.default_generator, **self.generators}
@@ -72,8 +69,7 @@ class AllRandomStates:
         """Put back what ``read`` returned; generators that are not there any more are left out."""
         RandomStates.from_plain(state["global"]).restore()
         if self.device.type != "cpu" and "device" in state:
-            module: Any = torch.get_device_module(self.device)
-            module.set_rng_state(torch.from_numpy(state["device"].copy()), self.device)
+            restore_device_state(self.device, torch.from_numpy(state["device"].copy()))
         for name, value in state.get("generators", {}).items():
             if name in self.generators:
                 _restore(self.generators[name], value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import re
 import signal
 import time
@@ -104,7 +105,10 @@ class GuardedLoader:
         self.skipped: list[tuple[Any, str]] = []
         self.worker_states: dict[int, Any] = {}
         num_workers = loader.num_workers
-        context: Any = loader.multiprocessing_context or multiprocessing.get_context()
+        context: Any = None
+        if num_workers:  # not before: get_context fixes how processes start
+            context = loader.multiprocessing_context or multiprocessing.get_context()
+        self._start_method = context.get_start_method() if num_workers else ""
         self._reading = context.RawArray("q", [-1] * num_workers) if num_workers else None
         together = callable(getattr(loader.dataset, "__getitems__", None))
         reads: Reads = (BatchReads if together else Reads)(loader.dataset, self._reading)
@@ -112,7 +116,9 @@ class GuardedLoader:
         if measure:
             reads, collate = MeasuredReads(reads, collate), as_it_is
         self.feed = IndexFeed(loader.batch_sampler)
-        self.start = WorkerStart(loader.worker_init_fn, loader.collate_fn, track)
+        self.start = WorkerStart(
+            loader.worker_init_fn, loader.collate_fn, track, self._start_method == "forkserver"
+        )
         options: dict[str, Any] = {}
         if num_workers:
             options["prefetch_factor"] = loader.prefetch_factor
@@ -154,7 +160,8 @@ class GuardedLoader:
             on_empty: called in the place of a batch of which no sample could be read.
 
         Raises:
-            DataError: torch makes no batch of a sample; names it.
+            DataError: torch makes no batch of a sample; names it. Or the loader cannot be sent to
+                its workers.
             SampleError: a sample cannot be read; names it.
             WorkerDiedError: a worker was killed or crashed; names what it was reading.
         """
@@ -163,7 +170,7 @@ class GuardedLoader:
         elif not self.loader.persistent_workers:
             self.worker_states = dict(self.start.states)
         with quiet_about_cores():
-            iterator = iter(self.loader)
+            iterator = self._start_reading()
         self._iterator = iterator
         # workers that stand in for others serve one epoch: the next one counts from the first again
         self._restart = self.loader.persistent_workers and self.start.shift > 0
@@ -193,6 +200,25 @@ class GuardedLoader:
                     on_empty()
             else:
                 yield batch
+
+    def _start_reading(self) -> Iterator[Any]:
+        """Return the loader's iterator, whose workers are started.
+
+        Raises:
+            DataError: workers start by pickling the loader, and it cannot be pickled.
+        """
+        try:
+            return iter(self.loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            is_pickling = "pickle" in str(error) or "local object" in str(error)
+            if self._start_method in ("", "fork") or not is_pickling:
+                raise
+            raise DataError(
+                f"the loader of {self.role} cannot be sent to its workers, which start by "
+                f"{self._start_method} here ({error}): define data set, collate_fn and "
+                f"worker_init_fn at the top of a .py file, none of them a lambda; "
+                f"{self._read_here} in this process."
+            ) from error
 
     def _start_workers_anew(self) -> None:
         """End the workers; new ones go on from their random states, and no number is drawn."""
@@ -228,10 +254,16 @@ class GuardedLoader:
         number = workers.index(worker)
         index = self._reading[number]
         where = "before its first sample" if index < 0 else f"at sample {index}"
+        mend = "look whether that sample can be read and whether the machine ran out of memory"
+        if index < 0 and self._start_method != "fork":
+            mend = (
+                f"workers start by {self._start_method} here and import the script again, so put "
+                f"what trains under if __name__ == '__main__':, and what a notebook defines for "
+                f"its data set into a .py file"
+            )
         return WorkerDiedError(
             f"loader worker {number} (process {worker.pid}) of {self.role} died "
-            f"({_end_of(worker)}) {where}: look whether that sample can be read and whether the "
-            f"machine ran out of memory; {self._read_here} in this process."
+            f"({_end_of(worker)}) {where}: {mend}; {self._read_here} in this process."
         )
 
     def _take_bad(self, note: Note) -> None:

@@ -72,5 +72,23 @@ class RandomStates:
             np.random.set_state(self.numpy_state)
 
 
+def read_device_state(device: torch.device) -> torch.Tensor:
+    """Return the state of an accelerator's generator, uint8 on the CPU."""
+    module: Any = torch.get_device_module(device)
+    state: torch.Tensor = module.get_rng_state(*_number_of(device))
+    return state
+
+
+def restore_device_state(device: torch.device, state: torch.Tensor) -> None:
+    """Put the state of an accelerator's generator back."""
+    module: Any = torch.get_device_module(device)
+    module.set_rng_state(state, *_number_of(device))
+
+
+def _number_of(device: torch.device) -> tuple[torch.device, ...]:
+    # MPS is one device, whose functions take none before torch 2.13
+    return () if device.type == "mps" else (device,)
+
+
 def _same_numpy(left: Any, right: Any) -> bool:
     return bool(left[0] == right[0] and (left[1] == right[1]).all() and left[2:] == right[2:])

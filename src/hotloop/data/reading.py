@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import random
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -224,6 +225,7 @@ class WorkerStart:
         init: the user's function.
         collate: the user's, which may hold random generators as the data set may.
         track: note the random states.
+        forkserver: the workers' own parent is a server, not the training process.
 
     Attributes:
         shift: batches read before, so that worker ``j`` goes on for worker ``(j + shift) % n``.
@@ -231,9 +233,14 @@ class WorkerStart:
     """
 
     def __init__(
-        self, init: Callable[[int], None] | None, collate: Any = None, track: bool = False
+        self,
+        init: Callable[[int], None] | None,
+        collate: Any = None,
+        track: bool = False,
+        forkserver: bool = False,
     ) -> None:
         self.init, self.collate, self.track = init, collate, track
+        self.forkserver = forkserver
         self.shift = 0
         self.states: dict[int, Any] = {}
 
@@ -241,7 +248,7 @@ class WorkerStart:
         """Run in the worker before it reads."""
         global _worker_number, _worker_states
         _worker_number = worker_id
-        leave_with_parent()
+        leave_with_parent(self.forkserver)
         info: Any = get_worker_info()
         if isinstance(info.dataset, Reads):  # the user's function looks for its own
             object.__setattr__(info, "dataset", info.dataset.dataset)  # it refuses assignment
@@ -260,17 +267,26 @@ class WorkerStart:
                 _worker_states.restore(self.states[number])
 
 
-def leave_with_parent() -> None:
+def leave_with_parent(forkserver: bool = False) -> None:
     """Let this worker end when its training process was killed.
 
     torch looks every few seconds whether the worker has another parent than when it began to look:
     one that was there before is not noticed. And Python waits at a worker's end until all it sent
     is taken, which nobody does any more.
+
+    Args:
+        forkserver: this worker's own parent is a server, not the training process.
     """
-    parent = multiprocessing.parent_process()
+    parent: Any = multiprocessing.parent_process()
 
     def leave() -> None:
-        if parent is not None and os.getppid() != parent.pid:
+        if parent is None:
+            return
+        # is_alive looks at a pipe on POSIX, which workers that are forked later hold open; on
+        # Windows a launcher may lie between the two, and a parent's number outlives it
+        by_number = not forkserver and sys.platform != "win32"
+        gone = os.getppid() != parent.pid if by_number else not parent.is_alive()
+        if gone:
             os._exit(1)
 
     leave()

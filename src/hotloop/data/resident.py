@@ -29,7 +29,7 @@ from hotloop.data.sampling import IndexBatches, replay_is_faithful
 from hotloop.data.tensor_datasets import Holdings, OutOfRangeError, flatten, rows_at
 from hotloop.data.workers import AdaptiveSource
 from hotloop.errors import DataError
-from hotloop.nested import iterate_leaves, map_leaves
+from hotloop.nested import copies_behind, iterate_leaves, map_leaves
 
 _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
 _READ_BATCH = 256
@@ -301,10 +301,11 @@ class ResidentSource(BatchSource):
         where = self._columns[0].codes.device
         if where.type == "cuda" and indices.nbytes > _STAGED_BYTES:
             indices = indices.pin_memory()
-        indices = indices.to(where, non_blocking=True)
+        indices = indices.to(where, non_blocking=copies_behind(where))
         columns = [column.gather(indices) for column in self._columns]
         if where != self.device:  # released, to make room on the device
-            columns = [column.to(self.device, non_blocking=True) for column in columns]
+            behind = copies_behind(self.device)
+            columns = [column.to(self.device, non_blocking=behind) for column in columns]
         return columns
 
     def _as_batch(self, columns: list[Any]) -> Any:

@@ -127,4 +127,6 @@ def usable_cores() -> int:
 
 def can_fork() -> bool:
     """Tell whether workers start as copies of this process, so that any data set can go there."""
-    return multiprocessing.get_context().get_start_method() == "fork"
+    # to ask for the method in use would fix it, and a later set_start_method of the user's fail
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return (chosen or multiprocessing.get_all_start_methods()[0]) == "fork"

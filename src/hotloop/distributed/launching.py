@@ -86,7 +86,8 @@ class Processes:
         if os.name != "posix":
             raise SettingsError(
                 "fit(devices=...) starts processes on Linux and macOS only: start the script with "
-                "torchrun --nproc-per-node=N here, and fit(devices='all') joins them."
+                "torchrun --nproc-per-node=N here, with USE_LIBUV=0 in its environment where torch "
+                "lacks libuv, and fit(devices='all') joins them."
             )
         self.devices, self.on_event, self.stop_requested = devices, on_event, stop_requested
         self._children: list[_Child] = []
@@ -234,7 +235,7 @@ class Processes:
 
 def _kill_group(popen: subprocess.Popen[bytes]) -> None:
     """End a process and its loader workers."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS
         os.killpg(popen.pid, signal.SIGKILL)
 
 

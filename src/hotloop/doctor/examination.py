@@ -89,7 +89,7 @@ def diagnose(
     printed = io.StringIO()  # what the user's own code prints in every step of a trial
     with (
         untouched(model, settings.batch_transform, *owners, *callbacks),
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         contextlib.redirect_stdout(printed),
     ):
         examination = Examination(

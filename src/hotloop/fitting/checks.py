@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from hotloop.distributed.processes import world_size
-from hotloop.errors import MonitorError, SettingsError
+from hotloop.errors import MonitorError, OptimizerError, SettingsError
 from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.settings import Default, FitSettings
 from hotloop.fitting.trainable import Trainable, is_users_own
@@ -89,6 +91,23 @@ def score_of(row: dict[str, Any], monitor: str) -> float:
             f"column with one number."
         )
     return float(score)
+
+
+def check_scaled_updates(optimizer: Any, scaler: Any, device: torch.device) -> None:
+    """Refuse an optimizer that would take the scaled gradients of fp16 for the gradients.
+
+    On MPS torch's fused kernels do not look at the scale, which the scaler leaves to an optimizer
+    that was built with ``fused=True`` (https://github.com/pytorch/pytorch/pull/186360).
+
+    Raises:
+        OptimizerError: it is such a one.
+    """
+    leaves_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if scaler is not None and device.type == "mps" and leaves_scale:
+        raise OptimizerError(
+            f"{type(optimizer).__name__}(fused=True) does not unscale the gradients of "
+            f"mixed_precision='fp16' on MPS: leave fused out, or pass mixed_precision='bf16'."
+        )
 
 
 def check_custom_step(model: Trainable, settings: FitSettings) -> None:

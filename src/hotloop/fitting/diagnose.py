@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from hotloop.data.unpack import forward_parameters
-from hotloop.errors import HotloopError, IndexRangeError, ShapeError
+from hotloop.errors import DataError, HotloopError, IndexRangeError, ShapeError
 from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
 from hotloop.nested import describe, describe_tensor, iterate_leaves, iterate_tensors
 from hotloop.placement import explain_device_error
 
-_CPU_MEMORY_WORDS = ("can't allocate memory", "not enough memory")
+# of a CPU's allocator, on Windows too, and of MPS: plain RuntimeErrors
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 _OF_RANGE = re.compile("out of (range|bounds)")
 _OF_DTYPE = re.compile(r"Input type \(|not implemented for '|must have the same dtype|scalar type")
 _NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|str)")
@@ -29,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, torch.OutOfMemoryError) or (
-            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _CPU_MEMORY_WORDS)
+            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _MEMORY_WORDS)
         ):
             return True
         seen = seen.__cause__
@@ -112,6 +113,16 @@ def explain_device_assert(error: Exception, device: torch.device) -> IndexRangeE
         f"a kernel on {device} was given an index out of range, in this step or one shortly "
         f"before, and this process cannot use the device any more ({str(error).splitlines()[0]}): "
         f"the same fit with cpu=True, in a new process, names the layer and the sample."
+    )
+
+
+def explain_missing_float64(error: Exception) -> DataError | None:
+    """Say what MPS does without; None where the error is another."""
+    if "MPS framework doesn't support float64" not in str(error):
+        return None
+    return DataError(
+        "a batch, the loss or a metric has float64 values, which MPS lacks: make them float32 in "
+        "the data set (tensor.float(), array.astype('float32')), or train with cpu=True."
     )
 
 

@@ -24,14 +24,15 @@ def waiting_costs(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta")
 
 
-def can_gate(optimizer: Any) -> bool:
+def can_gate(optimizer: Any, device: torch.device) -> bool:
     """Tell whether an optimizer's kernels can leave a step out by themselves.
 
     Those of fused Adam, AdamW and SGD can; their state has to be there (in torch 2.13 SGD's first
-    momentum would be memory that a step left out did not write).
+    momentum would be memory that a step left out did not write). On MPS they take no notice of
+    ``found_inf``, or refuse it (https://github.com/pytorch/pytorch/pull/186360).
     """
     kind = type(optimizer)
-    if kind not in _STATES or not steps_plainly(optimizer):
+    if kind not in _STATES or device.type == "mps" or not steps_plainly(optimizer):
         return False
     for group in optimizer.param_groups:
         if not group.get("fused"):

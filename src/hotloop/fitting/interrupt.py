@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# a pre-emption, and the warning that Slurm sends before one (sbatch --signal=USR1)
-_STOPPING = ("SIGTERM", "SIGUSR1")
+# a pre-emption, the warning that Slurm sends before one (sbatch --signal=USR1), Windows' Ctrl-Break
+_STOPPING = ("SIGTERM", "SIGUSR1", "SIGBREAK")
 
 
 class Interrupt:
@@ -48,7 +48,7 @@ class Interrupt:
         Blocks may lie in each other: what the outer one handles the inner one goes on with.
 
         Args:
-            stopping: the run is saved: handle SIGTERM and SIGUSR1 too, and not only SIGINT.
+            stopping: the run is saved: handle SIGTERM, SIGUSR1 and SIGBREAK too, beside SIGINT.
             workers: loaders have workers, of whose death torch tells by a signal.
             at_once: the first signal raises ``KeyboardInterrupt``, until an inner block begins.
         """

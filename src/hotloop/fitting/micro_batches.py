@@ -361,10 +361,7 @@ def _free_unused() -> None:
 
 
 def _empty_cache() -> None:
-    accelerator: Any = torch.accelerator
-    if hasattr(accelerator, "empty_cache"):
-        accelerator.empty_cache()
-        return
-    module: Any = torch.get_device_module()  # torch 2.6
+    # not torch.accelerator's, which torch 2.6 lacks and MPS has not in all versions
+    module: Any = torch.get_device_module()
     if hasattr(module, "empty_cache"):
         module.empty_cache()

@@ -24,13 +24,14 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.checks import (
     check_custom_step,
     check_monitor_is_known,
+    check_scaled_updates,
     choose_mode,
     choose_monitor,
     refuse_several_processes,
     score_of,
 )
 from hotloop.fitting.choose import Speedups
-from hotloop.fitting.diagnose import explain_device_assert
+from hotloop.fitting.diagnose import explain_device_assert, explain_missing_float64
 from hotloop.fitting.early_stopping import EarlyStopping
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.micro_batches import MicroBatches
@@ -107,6 +108,7 @@ class FitRun:
         self.accelerator = Accelerator(
             self.device, settings.mixed_precision, settings.gradient_accumulation_steps
         )
+        check_scaled_updates(model.optimizer, self.accelerator.scaler, self.device)
         if self.accelerator.scaler is not None and self.device.type == "cpu":
             progress.message(
                 "fp16 on a CPU is very slow in most nets: mixed_precision='bf16' is not"
@@ -196,8 +198,8 @@ class FitRun:
         try:
             with resumable:
                 self._run(callbacks)
-        except RuntimeError as error:
-            explained = explain_device_assert(error, self.device)
+        except (RuntimeError, TypeError) as error:
+            explained = explain_device_assert(error, self.device) or explain_missing_float64(error)
             if explained is None:
                 raise
             raise explained from error

@@ -87,7 +87,7 @@ class WatchedStep:
             or (micro_batches is not None and micro_batches.num_parts > 1)
         ):
             return False
-        return can_gate(self.runner.optimizer)
+        return can_gate(self.runner.optimizer, accelerator.device)
 
     def _train_gated(self, batch: Any) -> StepOutput | None:
         """Run a step that changes nothing if it is bad; None where the memory did not suffice.

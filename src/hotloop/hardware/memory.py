@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hotloop.memory import windows_memory
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -25,6 +28,8 @@ def memory_of(device: torch.device) -> tuple[int | None, int | None]:
 
 
 def _host_memory() -> tuple[int | None, int | None]:
+    if sys.platform == "win32":
+        return windows_memory()
     if not _MEMINFO.exists():
         return None, None
     lines = _MEMINFO.read_text().splitlines()

@@ -15,6 +15,7 @@ from hotloop.inspection.inputs import arrange_inputs, random_inputs
 from hotloop.inspection.preserve import main_device, naming_inputs, preserved
 from hotloop.inspection.saved import bytes_kept_for_backward
 from hotloop.nested import iterate_tensors, to_device
+from hotloop.printing import printable
 
 _COLUMNS = ("output_size", "num_params", "mult_adds", "trainable")
 _COLUMN_WIDTH = 20
@@ -102,7 +103,7 @@ def summary(
         model.eval()
         kept_bytes = bytes_kept_for_backward(model, *inputs)
     text = _layout(model, statistics, inputs, counter.get_total_flops(), kept_bytes)
-    print(text)  # noqa: T201
+    print(printable(text))  # noqa: T201
     return text
 
 
@@ -133,7 +134,7 @@ def flop_summary(model: nn.Module, input_data: Any) -> int:
     with preserved(model), naming_inputs(positional, keywords), torch.no_grad(), counter:
         model.eval()
         model(*positional, **keywords)
-    print(flop_table(model, counter))  # noqa: T201
+    print(printable(flop_table(model, counter)))  # noqa: T201
     return int(counter.get_total_flops())
 
 

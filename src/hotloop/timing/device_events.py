@@ -30,8 +30,12 @@ class DeviceEvents:
 
     @classmethod
     def for_device(cls, device: torch.device | None) -> DeviceEvents | None:
-        """Return events of an accelerator; None for a CPU, and for a backend without any."""
-        if device is None or device.type in ("cpu", "meta"):
+        """Return events of an accelerator; None for a CPU, and for a backend without usable ones.
+
+        Those of MPS wait for the device when two are compared, and raise where little lies between
+        (https://github.com/pytorch/pytorch/pull/196395; in torch 2.13 they do).
+        """
+        if device is None or device.type in ("cpu", "meta", "mps"):
             return None
         event_type = getattr(torch.get_device_module(device), "Event", None)
         if event_type is None:

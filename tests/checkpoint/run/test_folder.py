@@ -267,7 +267,7 @@ def test_a_kill_while_an_earlier_run_is_set_aside_loses_none(
     for step in (20, 30):  # one has the names of the run before it
         write(folder, step, value=step + 1)
     with monkeypatch.context() as patch:
-        for name in ("rename", "unlink"):
+        for name in ("replace", "unlink"):
             patch.setattr(os, name, dying(getattr(os, name)))
         if number <= 8:  # calls that it takes
             with pytest.raises(KilledError):

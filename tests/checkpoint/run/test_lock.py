@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import pytest
 
 from hotloop.checkpoint.run import RunLock, refuse_where_locked
 from hotloop.errors import CheckpointError, RunInUseError
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has other locks: tests/faults/test_windows.py")
 
 HOLDER = """
 import sys, time

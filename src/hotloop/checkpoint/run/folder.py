@@ -206,7 +206,7 @@ class RunFolder:
                 aside.remove_all()
             for paths in (self._files() - set(manifests), manifests):
                 for path in paths:
-                    path.rename(aside.path / path.name)
+                    path.replace(aside.path / path.name)
                 sync_folder(aside.path)
                 sync_folder(self.path)
         except OSError as error:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from hotloop.errors import CheckpointError, RunInUseError
 
 _NAME = "run.lock"
 _IN_USE = (errno.EACCES, errno.EAGAIN)  # of a lock; all else says that there are none here
+_WINDOWS_BYTE = 1 << 30  # is locked: behind the file's end, for nobody else can read locked ones
 _held: set[Path] = set()  # by this process, whose own locks the system never refuses
 
 
@@ -25,7 +27,8 @@ class RunLock:
     """A lock on a run folder that ends with its process, however that ends.
 
     The system's record locks (``fcntl.lockf``) belong to the process: a kill releases them, and
-    loader workers that were forked do not hold them on. The file names who has it.
+    loader workers that were forked do not hold them on. Those of Windows (``msvcrt.locking``)
+    belong to the open file, and end with the process too. The file names who has it.
 
     Args:
         folder: the run folder; it is made.
@@ -43,6 +46,7 @@ class RunLock:
         self._say = say
         self.path = folder.resolve() / _NAME
         self._file: Any = None
+        self._locked = False
         if self.path in _held and not force:
             raise RunInUseError(_refusal(folder, f"another fit of this process ({os.getpid()})"))
         try:
@@ -96,7 +100,7 @@ class RunLock:
         if descriptor >= 0:
             about = os.fstat(descriptor)
             if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:
-                return os.fdopen(descriptor, "r+")
+                return os.fdopen(descriptor, "r+", encoding="utf-8")
             os.close(descriptor)
         raise CheckpointError(
             f"'{self.path}' is a link or no plain file, and would be written to: remove it, if no "
@@ -104,12 +108,11 @@ class RunLock:
         )
 
     def _lock(self) -> bool:
+        if self._locked and sys.platform == "win32":
+            return True  # reading the file elsewhere drops no lock there, and a second is refused
         try:
-            import fcntl
-        except ImportError:  # Windows: the owner's process number decides
-            return not _alive(_read(self._file).get("pid"))
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._file)
+            self._locked = True
         except OSError as error:
             if error.errno in _IN_USE:
                 return False
@@ -153,16 +156,36 @@ def _holder_of(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        import fcntl
-
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                _take(file, shared=True)
             except OSError as error:
                 return _owner_in(file) if error.errno in _IN_USE else None
-    except (ImportError, OSError):  # no way to know
+    except OSError:  # no way to know
         return None
     return None
+
+
+def _take(file: Any, shared: bool = False) -> None:
+    """Lock an open file for this process.
+
+    Raises:
+        OSError: another has it, where the number is one of ``_IN_USE``; else there are no locks.
+    """
+    if sys.platform == "win32":  # where none is shared
+        import msvcrt
+
+        descriptor = file.fileno()
+        place = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, _WINDOWS_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        finally:
+            os.lseek(descriptor, place, os.SEEK_SET)
+    else:
+        import fcntl
+
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def _refusal(folder: Path, owner: str) -> str:
@@ -186,13 +209,3 @@ def _owner_in(file: Any) -> str:
     if "pid" not in owner:
         return "another process"
     return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('since')}"
-
-
-def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid == os.getpid():
-        return False
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True

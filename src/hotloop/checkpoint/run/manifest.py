@@ -79,6 +79,8 @@ def read(path: Path, lost_best: str = "") -> Checkpoint:
 
     try:
         tensors = load_file(path.parent / manifest["tensors"]["file"])
+        if os.name != "posix":  # Windows moves and removes no file that tensors are mapped from
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         state = decode(manifest["state"], tensors)
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint '{path}' is damaged: {error}") from error

@@ -12,12 +12,12 @@ from hotloop.experiments.bench.outcome import Outcome, Row
 
 def write_json(outcome: Outcome, path: Path) -> None:
     """Write the whole outcome."""
-    path.write_text(json.dumps(dataclasses.asdict(outcome), indent=1) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(outcome), indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Outcome:
     """Return what ``write_json`` wrote."""
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding="utf-8"))
     return Outcome(**{**fields, "rows": [Row(**row) for row in fields["rows"]]})
 
 
@@ -30,7 +30,7 @@ def write_csv(outcome: Outcome, path: Path) -> None:
     names = [field.name for field in dataclasses.fields(Row)]
     run = {"torch": outcome.versions["torch"], "date": outcome.date, "quick": outcome.quick}
     hardware = {info["device"]: info["name"] for info in outcome.devices}
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*names, "hardware", *run])
         writer.writeheader()
         writer.writerows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -28,7 +29,8 @@ class Pool:
     def __init__(self) -> None:
         self.import_seconds = self.dynamo_seconds = 0.0
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the pool is
+        # libraries may write other bytes than the encoding has
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - kept open
 
     def __enter__(self) -> Pool:
         self._start()
@@ -114,7 +116,8 @@ class Pool:
 
     def _end(self, process: subprocess.Popen[str], at_once: bool) -> None:
         if at_once and hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
+            with contextlib.suppress(PermissionError):  # on macOS, where it has ended by now
+                os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
         elif at_once:
             process.terminate()
         for pipe in (process.stdin, process.stdout):

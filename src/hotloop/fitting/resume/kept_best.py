@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from hotloop.checkpoint.files import open_to_keep
+
 
 @dataclass
 class Best:
@@ -43,7 +45,7 @@ class KeptBest:
         file = None
         with contextlib.suppress(OSError):
             # the user's own save_ckpt may write something else than a file, which is left alone
-            file = path.open("rb") if path.is_file() else None
+            file = open_to_keep(path) if path.is_file() else None
         self._replace(Best(file, step))
 
     def restore(self, copy: Path | None) -> None:
@@ -51,7 +53,8 @@ class KeptBest:
         if copy is None:
             self._replace(Best())
         else:
-            self._replace(Best(copy.open("rb"), int(copy.stem.rpartition("-")[2]), copy.name))
+            step = int(copy.stem.rpartition("-")[2])
+            self._replace(Best(open_to_keep(copy), step, copy.name))
 
     def close_stale(self) -> None:
         """Close earlier files; nothing is being written."""

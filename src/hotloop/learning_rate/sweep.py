@@ -50,7 +50,7 @@ def find_learning_rate(
     _check(model, source, min_lr, max_lr, num_steps)
     with (
         untouched(model, settings.batch_transform, source.batches),
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
         try:
             trial = Trial(model, settings, source, Path(folder), source.device)

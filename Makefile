@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test check lint types units bench docs clean
+.PHONY: demo test check lint types units oldest bench docs clean
 
 demo: $(VENV)/.ready-to-run  ## train a convolutional net on real images
 	sh scripts/install-fashion-mnist.sh
@@ -27,6 +27,13 @@ units:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 	$(BIN)/python -m pytest tests/parity
 
+# on Linux the package index has torch 2.6 with CUDA: 6 GB in the environment
+oldest:  ## the tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+		-W "ignore:np.find_common_type:DeprecationWarning"
+
 bench: $(VENV)/.ready-to-develop  ## the image job beside the peers that are installed
 	$(BIN)/python -m benchmarks.run image
 
@@ -45,4 +52,4 @@ $(VENV)/.ready-to-develop: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-oldest

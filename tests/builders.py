@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+MAKES_GRAPHS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+needs_graphs = pytest.mark.skipif(not MAKES_GRAPHS, reason="torch 2.10 and newer make graphs")
 
 
 def make_conv_net() -> nn.Sequential:

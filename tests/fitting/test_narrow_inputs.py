@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from builders import needs_graphs
 from torch import nn
 
 from hotloop import KerasModel
@@ -133,6 +134,7 @@ def test_a_run_that_goes_on_uses_the_layout_at_once():
     assert second.prepare(batch, loss)[0].stride() == (1, ROWS)
 
 
+@needs_graphs
 def test_one_graph_serves_the_layout(capsys):
     batch = make_batch()
     plain, _ = fit([batch] * 30, exact=True)

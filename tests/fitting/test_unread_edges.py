@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from builders import needs_graphs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -239,7 +240,13 @@ def train(images, exact, callback, **options):
 
 
 @pytest.mark.parametrize("callback", [Nothing, PadsInTheMiddle, AnotherPool, CeilMode])
-@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="eager"),
+        pytest.param({"compile": True}, id="compiled", marks=needs_graphs),
+    ],
+)
 def test_fit_leaves_edges_out_and_sees_layers_change(options, callback, images, capsys):
     expected, _ = train(images, True, callback())
     capsys.readouterr()

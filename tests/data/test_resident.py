@@ -487,6 +487,29 @@ def test_sparse_tensors_stay_on_their_loader():
         ResidentSource(make_loader(dataset), "train_data", CPU, 3)
 
 
+class Marked(torch.Tensor):
+    """A subclass that samples of medical images have, for instance."""
+
+
+class MarkedImages(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((3,), index / 8).as_subclass(Marked), index
+
+
+@pytest.mark.parametrize(
+    "dataset", [MarkedImages(), TensorDataset(torch.rand(8, 3).as_subclass(Marked), torch.ones(8))]
+)
+def test_batches_of_a_subclass_of_tensor_stay_what_they_are(dataset):
+    said = []
+    source = BatchSource(make_loader(dataset), "train_data", CPU)
+    source = make_source(source, 3, None, said.append)
+    assert type(next(iter(source))[0]) is Marked
+    assert "its batches hold a Marked, which may compute otherwise" in said[0]
+
+
 def test_tensors_of_inference_mode_stay_on_their_loader():
     with torch.inference_mode():
         dataset = tensors()

@@ -222,6 +222,32 @@ def test_net_that_computes_its_own_loss(small):
     assert model.predict(batches).shape == (200, 2)
 
 
+class LanguageModel(nn.Module):
+    """Returns predictions and loss as a tuple, as nanoGPT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = make_mlp()
+
+    def forward(self, idx, targets=None):
+        logits = self.body(idx)
+        loss = None if targets is None else nn.functional.cross_entropy(logits, targets)
+        return logits, loss
+
+
+class TakesBoth(LanguageModel):
+    def forward(self, x, y):
+        return super().forward(x, y)[::-1]
+
+
+@pytest.mark.parametrize("net_class", [LanguageModel, TakesBoth])
+def test_a_net_that_computes_its_loss_is_given_the_labels_of_a_tuple(small, net_class):
+    net = net_class()
+    model = make_model(net, loss_fn=None)
+    history = fit(model, loader(small), loader(small), epochs=5)
+    assert history["val_acc"].iloc[-1] > 0.8
+
+
 def test_metrics_of_every_kind(small):
     class HandWritten(nn.Module):
         """torchkeras users' own form: state in parameters, no update."""

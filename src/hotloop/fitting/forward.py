@@ -52,7 +52,7 @@ class Forward:
         self.label_range = LabelRange(loss_fn)
         self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
-        self._takes_whole = False  # the loss: all of an output with "logits"
+        self._takes_whole: bool | None = None  # the loss: all of an output with "logits"
         self._is_first = True  # until a batch's labels were looked at
         self._first_batch = ""  # what the first batch looked like, to name what changed
 
@@ -92,28 +92,33 @@ class Forward:
         self._first_batch = self._first_batch or describe(batch)
         args, kwargs, labels = self._unpacker.split(batch)
         output = self._run_net(args, kwargs)
-        preds = to_full_precision(predictions_of(output))
         if self.loss_fn is None:
-            loss = _own_loss(output)
-        elif isinstance(output, torch.Tensor) or preds is output:
+            preds = to_full_precision(predictions_of(output, with_loss=True))
+            return StepOutput(_own_loss(output), preds, labels)
+        preds = to_full_precision(predictions_of(output))
+        if isinstance(output, torch.Tensor) or preds is output:
             loss = self.loss_of(preds, labels)
         else:
             loss = self._loss_of_whole(output, preds, labels)
         return StepOutput(loss, preds, labels)
 
     def _loss_of_whole(self, output: Any, preds: Any, labels: Any) -> torch.Tensor:
-        """Return the loss of an output that holds the predictions, and maybe more for the loss."""
-        if not self._takes_whole:
-            try:
-                return self.loss_of(preds, labels)
-            except Exception as error:  # noqa: BLE001 - raised where the loss takes neither
+        """Return the loss of an output that holds the predictions, and maybe more for the loss.
+
+        torch's own losses take the predictions. Others are given the whole output, as in a loop
+        written by hand, and the predictions where they refuse that.
+        """
+        if self._takes_whole is None:
+            self._takes_whole = False
+            if not _is_torchs(self.loss_fn):
                 try:
                     loss = self.loss_of(output, labels)
-                except Exception:  # noqa: BLE001 - the first one tells of the predictions
-                    raise error from error.__cause__
+                except Exception:  # noqa: BLE001 - of both errors the other tells of tensors
+                    self._is_first = True
+                    return self.loss_of(preds, labels)
                 self._takes_whole = True
                 return loss
-        return self.loss_of(output, labels)
+        return self.loss_of(output if self._takes_whole else preds, labels)
 
     def predict(self, batch: Any, host_batch: Any) -> Any:
         """Return the net's predictions for a batch, which may have labels, in full precision.
@@ -203,6 +208,10 @@ def as_step_output(result: Any) -> StepOutput:
             f"instance its mean over the batch."
         )
     return output
+
+
+def _is_torchs(loss_fn: Any) -> bool:
+    return str(getattr(loss_fn, "__module__", "")).startswith("torch.nn.")
 
 
 def _own_loss(output: Any) -> torch.Tensor:

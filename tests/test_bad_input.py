@@ -226,6 +226,17 @@ def test_scheduler_of_another_optimizer(small):
         fit(model, loader(*small))
 
 
+def test_scheduler_whose_step_needs_arguments(small):
+    class Needs:
+        def step(self, temperature):
+            raise AssertionError
+
+    model = make_model(lr_scheduler=Needs())
+    with pytest.raises(OptimizerError, match=r"step\(\) of Needs needs temperature, and") as caught:
+        fit(model, loader(*small))
+    assert_one_sentence(caught.value)
+
+
 def test_nan_in_the_data_names_step_and_input(small):
     inputs = small[0].clone()
     inputs[130, 2] = float("nan")  # the third batch of 50

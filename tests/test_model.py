@@ -343,6 +343,39 @@ def test_scheduler_intervals(small, kind):
     assert history["lr"].tolist() == expected.get(kind, [1.0, 1.0, 0.5])
 
 
+class Numbered:
+    """A schedule of timm's form: told how many epochs and updates there were."""
+
+    def __init__(self, optimizer, t_in_epochs):
+        self.optimizer, self.t_in_epochs, self.metric = optimizer, t_in_epochs, None
+
+    def step(self, epoch, metric=None):
+        self.metric = metric
+        if self.t_in_epochs:
+            self.optimizer.param_groups[0]["lr"] = 0.5**epoch
+
+    def step_update(self, num_updates, metric=None):
+        if not self.t_in_epochs:
+            self.optimizer.param_groups[0]["lr"] = 0.5**num_updates
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("t_in_epochs", [True, False])
+def test_schedulers_that_are_told_numbers(small, t_in_epochs, interval):
+    net = make_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = Numbered(optimizer, t_in_epochs)
+    model = make_model(net, optimizer=optimizer, lr_scheduler=scheduler)
+    data = loader(small, batch_size=50)
+    history = fit(model, data, data, epochs=3, scheduler_interval=interval)
+    if t_in_epochs:
+        assert history["lr"].tolist() == [1.0, 0.5, 0.25]
+    else:
+        expected = {"step": [2**-4, 2**-8, 2**-12], "epoch": [1.0] * 3}
+        assert history["lr"].tolist() == expected[interval]
+    assert scheduler.metric == history["val_loss"].iloc[-1]
+
+
 @pytest.mark.parametrize("known_length", [True, False])
 def test_accumulated_gradients_are_those_of_the_whole_group(small, known_length):
     """Groups of unequal batches give the gradient of the mean over all their samples."""

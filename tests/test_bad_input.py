@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import make_mlp
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel
@@ -318,6 +318,24 @@ def test_settings_that_cannot_be_used(small, options, message):
         fit(make_model(), loader(*small), **options)
 
 
+class Graph:
+    """As PyTorch Geometric's ``Data``: iterates over its fields."""
+
+    def to(self, device):
+        return self
+
+    def keys(self):
+        return ["x", "y"]
+
+    def __iter__(self):
+        return iter([("x", torch.zeros(5, 4)), ("y", torch.zeros(5))])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(5, 4), torch.zeros(5).long())])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -327,6 +345,9 @@ def test_settings_that_cannot_be_used(small, options, message):
         (torch.zeros(5, 4), "gives no batches"),
         (TensorDataset(torch.zeros(5, 4), torch.zeros(5).long()), "pass batch_size="),
         ((torch.zeros(5, 4), torch.zeros(6)), "differ in length"),
+        (Stream(), "or, where it gives whole batches, DataLoader(data, batch_size=None)"),
+        (Graph(), "is a Graph, which is one batch and no iterable of batches: pass [data]"),
+        ({"train": TensorDataset(torch.zeros(5, 4))}, "of the data sets 'train': pass one of them"),
         ([torch.zeros(5, 4)], "no labels"),
         ([{"x": torch.zeros(5, 4)}], "its keys are x"),
     ],

@@ -310,12 +310,15 @@ def test_other_reasons_to_decline():
     class Loader(DataLoader):
         pass
 
+    graphs = type("DataLoader", (DataLoader,), {"__module__": "graphs.loader"})
+
     def collate(samples):
         return samples
 
     own_batches = [[0, 1], [2, 3]]
     for loader, why in [
-        (Loader(data, 10), "is a Loader"),
+        (Loader(data, 10), "is a Loader, whose"),
+        (graphs(data, 10), "is a graphs DataLoader, whose reading is unknown; pass torch's own"),
         (DataLoader(data, 10, collate_fn=collate), "collate_fn is your own"),
         (DataLoader(data, batch_size=None), "does not collate"),
         (DataLoader(data, batch_sampler=own_batches), "batch_sampler is a list"),

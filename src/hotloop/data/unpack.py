@@ -110,13 +110,14 @@ class Unpacker:
         inputs = {key: batch[key] for key in batch if keep_labels or key != label_key}
         if self._takes_keywords(inputs):
             return (), inputs, labels
-        if len(self._parameters) == 1:
+        only = next(iter(self._parameters)) if len(self._parameters) == 1 else None
+        if only is not None and (len(inputs) == 1 or only not in inputs):
             return (next(iter(inputs.values())) if len(inputs) == 1 else inputs,), {}, labels
         unknown = [str(key) for key in inputs if key not in self._parameters]
         raise DataError(
             f"the net's forward takes no {', '.join(unknown)} (it takes "
-            f"{', '.join(self._parameters)}): rename the keys of the batch, or override "
-            f"KerasModel.step."
+            f"{', '.join(self._parameters)}): rename the keys of the batch, leave out "
+            f"what the net does not read, or override KerasModel.step."
         )
 
     def _takes_keywords(self, inputs: Mapping[Any, Any]) -> bool:

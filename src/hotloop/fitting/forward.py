@@ -45,6 +45,8 @@ class Forward:
     Attributes:
         label_range: the check of class indices.
         embedding_range: the check of embeddings' indices, on an accelerator; None for none.
+        gives_whole: whether the loss is given all of an output with ``logits``; None while no
+            batch told.
     """
 
     def __init__(self, net: nn.Module, loss_fn: Any) -> None:
@@ -52,7 +54,7 @@ class Forward:
         self.label_range = LabelRange(loss_fn)
         self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
-        self._takes_whole: bool | None = None  # the loss: all of an output with "logits"
+        self.gives_whole: bool | None = None
         self._is_first = True  # until a batch's labels were looked at
         self._first_batch = ""  # what the first batch looked like, to name what changed
 
@@ -108,17 +110,17 @@ class Forward:
         torch's own losses take the predictions. Others are given the whole output, as in a loop
         written by hand, and the predictions where they refuse that.
         """
-        if self._takes_whole is None:
-            self._takes_whole = False
+        if self.gives_whole is None:
+            self.gives_whole = False
             if not _is_torchs(self.loss_fn):
                 try:
                     loss = self.loss_of(output, labels)
                 except Exception:  # noqa: BLE001 - of both errors the other tells of tensors
                     self._is_first = True
                     return self.loss_of(preds, labels)
-                self._takes_whole = True
+                self.gives_whole = True
                 return loss
-        return self.loss_of(output if self._takes_whole else preds, labels)
+        return self.loss_of(output if self.gives_whole else preds, labels)
 
     def predict(self, batch: Any, host_batch: Any) -> Any:
         """Return the net's predictions for a batch, which may have labels, in full precision.

@@ -312,6 +312,11 @@ class StepRunner:
         self.compute_loss.label_range.check(preds)
 
     @property
+    def gives_whole(self) -> bool | None:
+        """Whether the loss is given all of an output with ``logits``; None: not known yet."""
+        return self.compute_loss.gives_whole
+
+    @property
     def must_look(self) -> bool:
         """Whether indices of the batch may be out of range, which an eager step looks at."""
         embedding_range = self.compute_loss.embedding_range

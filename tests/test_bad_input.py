@@ -318,6 +318,32 @@ def test_settings_that_cannot_be_used(small, options, message):
         fit(make_model(), loader(*small), **options)
 
 
+def test_a_runner_without_an_attribute_that_is_read(small):
+    class Runner:
+        def __init__(self, net, loss_fn, accelerator, stage, metrics_dict, **kwargs):
+            self.net, self.stage = net, stage
+
+    model = make_model(StepRunner=Runner)
+    with pytest.raises(SettingsError, match="Runner has no attribute accelerator") as caught:
+        fit(model, loader(*small), monitor="train_loss")
+    assert_one_sentence(caught.value)
+
+
+def test_a_net_that_returns_several_losses(small):
+    class Detector(nn.Linear):
+        def forward(self, images, targets=None):
+            preds = super().forward(images)
+            return {
+                "loss_box": preds.mean(),
+                "loss_class": nn.functional.cross_entropy(preds, targets),
+            }
+
+    model = make_model(Detector(4, 2), loss_fn=None, metrics_dict=None)
+    with pytest.raises(DataError, match=r"several losses \(loss_box, loss_class\)") as caught:
+        fit(model, loader(*small))
+    assert_one_sentence(caught.value)
+
+
 class Graph:
     """As PyTorch Geometric's ``Data``: iterates over its fields."""
 

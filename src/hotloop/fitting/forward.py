@@ -212,12 +212,26 @@ def as_step_output(result: Any) -> StepOutput:
     return output
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.dim()
+
+
 def _is_torchs(loss_fn: Any) -> bool:
     return str(getattr(loss_fn, "__module__", "")).startswith("torch.nn.")
 
 
 def _own_loss(output: Any) -> torch.Tensor:
     loss = loss_of(output)
+    if (
+        loss is None
+        and isinstance(output, Mapping)
+        and output
+        and all(map(_is_number, output.values()))
+    ):
+        raise DataError(
+            f"loss_fn is None and the net returns several losses ({', '.join(map(str, output))}): "
+            f"override KerasModel.step and return their sum, as sum(losses.values())."
+        )
     if loss is None:
         raise DataError(
             f"loss_fn is None and the net's output ({type(output).__name__}) carries no loss: "

@@ -246,6 +246,43 @@ def test_a_net_that_computes_its_loss_is_given_the_labels_of_a_tuple(small, net_
     model = make_model(net, loss_fn=None)
     history = fit(model, loader(small), loader(small), epochs=5)
     assert history["val_acc"].iloc[-1] > 0.8
+    if net_class is LanguageModel:
+        assert model.predict(small[0]).shape == (200, 2)
+
+
+def test_a_detector_predicts_a_dict_for_each_sample():
+    class Detector(nn.Linear):
+        def forward(self, images):
+            return [{"boxes": super(Detector, self).forward(image)} for image in images]
+
+    images = [torch.rand(1 + i % 3, 2) for i in range(7)]
+    batches = [(images[:3],), (images[3:6],), (images[6:],)]
+    found = KerasModel(Detector(2, 4), None).predict(batches)
+    assert [len(one["boxes"]) for one in found] == [len(image) for image in images]
+    assert not found[0]["boxes"].requires_grad
+
+
+def test_metrics_see_predictions_of_any_structure_without_gradients(small):
+    class Keeps(nn.Module):
+        def forward(self, preds, labels):
+            self.preds = preds["parts"][0]
+
+        def compute(self):
+            return float(self.preds.requires_grad)
+
+        def reset(self):
+            pass
+
+    class Parts(nn.Linear):
+        def forward(self, inputs):
+            return {"parts": (super().forward(inputs),)}
+
+    def loss_fn(preds, labels):
+        return nn.functional.cross_entropy(preds["parts"][0], labels)
+
+    net = Parts(4, 2)
+    model = KerasModel(net, loss_fn, {"kept": Keeps()}, torch.optim.Adam(net.parameters()))
+    assert fit(model, loader(small))["train_kept"].tolist() == [0.0, 0.0]
 
 
 def test_metrics_of_every_kind(small):

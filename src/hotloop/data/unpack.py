@@ -151,12 +151,14 @@ def predictions_of(output: Any, with_loss: bool = False) -> Any:
 
     Args:
         output: what the net returned.
-        with_loss: of a tuple, one part is the loss, and the rest are the predictions.
+        with_loss: of a tuple, one part is the loss, or None for it, and the rest are the
+            predictions.
     """
     if isinstance(output, Mapping):
         return output.get("logits", output)
-    if with_loss and type(output) is tuple and (loss := loss_of(output)) is not None:
-        rest = tuple(part for part in output if part is not loss)
+    if with_loss and type(output) is tuple:
+        loss = loss_of(output)
+        rest = tuple(part for part in output if part is not loss and part is not None)
         return rest[0] if len(rest) == 1 else rest
     return getattr(output, "logits", output)
 

@@ -137,7 +137,8 @@ class Forward:
         if self.embedding_range is not None:
             self.embedding_range.offer(self._unpacker.inputs_only(host_batch))
         args, kwargs = self._unpacker.inputs_only(batch)
-        return to_full_precision(predictions_of(self._run_net(args, kwargs)))
+        output = self._run_net(args, kwargs)
+        return to_full_precision(predictions_of(output, with_loss=self.loss_fn is None))
 
     def _run_net(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from builders import make_mlp
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, StepRunner
@@ -259,6 +259,17 @@ def test_scheduler_of_another_optimizer(small):
         fit(model, loader(*small))
 
 
+def test_scheduler_whose_step_needs_arguments(small):
+    class Needs:
+        def step(self, temperature):
+            raise AssertionError
+
+    model = make_model(lr_scheduler=Needs())
+    with pytest.raises(OptimizerError, match=r"step\(\) of Needs needs temperature, and") as caught:
+        fit(model, loader(*small))
+    assert_one_sentence(caught.value)
+
+
 def test_nan_in_the_data_names_step_and_input(small):
     inputs = small[0].clone()
     inputs[130, 2] = float("nan")  # the third batch of 50
@@ -340,6 +351,50 @@ def test_settings_that_cannot_be_used(small, options, message):
         fit(make_model(), loader(*small), **options)
 
 
+def test_a_runner_without_an_attribute_that_is_read(small):
+    class Runner:
+        def __init__(self, net, loss_fn, accelerator, stage, metrics_dict, **kwargs):
+            self.net, self.stage = net, stage
+
+    model = make_model(StepRunner=Runner)
+    with pytest.raises(SettingsError, match="Runner has no attribute accelerator") as caught:
+        fit(model, loader(*small), monitor="train_loss")
+    assert_one_sentence(caught.value)
+
+
+def test_a_net_that_returns_several_losses(small):
+    class Detector(nn.Linear):
+        def forward(self, images, targets=None):
+            preds = super().forward(images)
+            return {
+                "loss_box": preds.mean(),
+                "loss_class": nn.functional.cross_entropy(preds, targets),
+            }
+
+    model = make_model(Detector(4, 2), loss_fn=None, metrics_dict=None)
+    with pytest.raises(DataError, match=r"several losses \(loss_box, loss_class\)") as caught:
+        fit(model, loader(*small))
+    assert_one_sentence(caught.value)
+
+
+class Graph:
+    """As PyTorch Geometric's ``Data``: iterates over its fields."""
+
+    def to(self, device):
+        return self
+
+    def keys(self):
+        return ["x", "y"]
+
+    def __iter__(self):
+        return iter([("x", torch.zeros(5, 4)), ("y", torch.zeros(5))])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(5, 4), torch.zeros(5).long())])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -349,6 +404,9 @@ def test_settings_that_cannot_be_used(small, options, message):
         (torch.zeros(5, 4), "gives no batches"),
         (TensorDataset(torch.zeros(5, 4), torch.zeros(5).long()), "pass batch_size="),
         ((torch.zeros(5, 4), torch.zeros(6)), "differ in length"),
+        (Stream(), "or, where it gives whole batches, DataLoader(data, batch_size=None)"),
+        (Graph(), "is a Graph, which is one batch and no iterable of batches: pass [data]"),
+        ({"train": TensorDataset(torch.zeros(5, 4))}, "of the data sets 'train': pass one of them"),
         ([torch.zeros(5, 4)], "no labels"),
         ([{"x": torch.zeros(5, 4)}], "its keys are x"),
     ],

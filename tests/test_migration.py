@@ -271,6 +271,26 @@ def test_a_loss_may_read_all_of_an_output_with_logits(small):
     assert losses["whole"] > losses["logits"]
 
 
+def test_a_loss_that_takes_both_is_given_what_a_loop_by_hand_would_give_it(small):
+    class Auxiliary(TwoHeads):
+        def forward(self, inputs):  # as torchvision's GoogLeNet: more in training
+            heads = super().forward(inputs)
+            return heads if self.training else heads["logits"]
+
+    def either(preds, labels):
+        if isinstance(preds, torch.Tensor):
+            return cross_entropy(preds, labels)
+        return cross_entropy(preds["logits"], labels) + cross_entropy(preds["aux"], labels)
+
+    net = Auxiliary()
+    before = net.second.weight.detach().clone()
+    data = DataLoader(TensorDataset(*small), 50)
+    model = KerasModel(net, either, None, torch.optim.Adam(net.parameters(), lr=0.05))
+    history = model.fit(data, data, epochs=1, plot=False, mixed_precision="bf16")
+    assert not torch.equal(before, net.second.weight)
+    assert history["train_loss"].iloc[0] > 1.5 * history["val_loss"].iloc[0]
+
+
 def test_a_loss_that_takes_neither_says_what_it_says_of_the_logits(small):
     def refuses(preds, labels):
         raise ValueError("not today")

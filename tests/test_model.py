@@ -222,6 +222,69 @@ def test_net_that_computes_its_own_loss(small):
     assert model.predict(batches).shape == (200, 2)
 
 
+class LanguageModel(nn.Module):
+    """Returns predictions and loss as a tuple, as nanoGPT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = make_mlp()
+
+    def forward(self, idx, targets=None):
+        logits = self.body(idx)
+        loss = None if targets is None else nn.functional.cross_entropy(logits, targets)
+        return logits, loss
+
+
+class TakesBoth(LanguageModel):
+    def forward(self, x, y):
+        return super().forward(x, y)[::-1]
+
+
+@pytest.mark.parametrize("net_class", [LanguageModel, TakesBoth])
+def test_a_net_that_computes_its_loss_is_given_the_labels_of_a_tuple(small, net_class):
+    net = net_class()
+    model = make_model(net, loss_fn=None)
+    history = fit(model, loader(small), loader(small), epochs=5)
+    assert history["val_acc"].iloc[-1] > 0.8
+    if net_class is LanguageModel:
+        assert model.predict(small[0]).shape == (200, 2)
+
+
+def test_a_detector_predicts_a_dict_for_each_sample():
+    class Detector(nn.Linear):
+        def forward(self, images):
+            return [{"boxes": super(Detector, self).forward(image)} for image in images]
+
+    images = [torch.rand(1 + i % 3, 2) for i in range(7)]
+    batches = [(images[:3],), (images[3:6],), (images[6:],)]
+    found = KerasModel(Detector(2, 4), None).predict(batches)
+    assert [len(one["boxes"]) for one in found] == [len(image) for image in images]
+    assert not found[0]["boxes"].requires_grad
+
+
+def test_metrics_see_predictions_of_any_structure_without_gradients(small):
+    class Keeps(nn.Module):
+        def forward(self, preds, labels):
+            self.preds = preds["parts"][0]
+
+        def compute(self):
+            return float(self.preds.requires_grad)
+
+        def reset(self):
+            pass
+
+    class Parts(nn.Linear):
+        def forward(self, inputs):
+            return {"parts": (super().forward(inputs),)}
+
+    def loss_fn(preds, labels):
+        return nn.functional.cross_entropy(preds["parts"][0], labels)
+
+    net = Parts(4, 2)
+    model = KerasModel(net, loss_fn, {"kept": Keeps()}, torch.optim.Adam(net.parameters()))
+    assert fit(model, loader(small))["train_kept"].tolist() == [0.0, 0.0]
+
+
 def test_metrics_of_every_kind(small):
     class HandWritten(nn.Module):
         """torchkeras users' own form: state in parameters, no update."""
@@ -315,6 +378,39 @@ def test_scheduler_intervals(small, kind):
     # four steps an epoch; with "epoch" the row tells the rate the epoch was trained with
     expected = {"step": [2**-4, 2**-8, 2**-12], "epoch": [1.0, 0.5, 0.25]}
     assert history["lr"].tolist() == expected.get(kind, [1.0, 1.0, 0.5])
+
+
+class Numbered:
+    """A schedule of timm's form: told how many epochs and updates there were."""
+
+    def __init__(self, optimizer, t_in_epochs):
+        self.optimizer, self.t_in_epochs, self.metric = optimizer, t_in_epochs, None
+
+    def step(self, epoch, metric=None):
+        self.metric = metric
+        if self.t_in_epochs:
+            self.optimizer.param_groups[0]["lr"] = 0.5**epoch
+
+    def step_update(self, num_updates, metric=None):
+        if not self.t_in_epochs:
+            self.optimizer.param_groups[0]["lr"] = 0.5**num_updates
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("t_in_epochs", [True, False])
+def test_schedulers_that_are_told_numbers(small, t_in_epochs, interval):
+    net = make_mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = Numbered(optimizer, t_in_epochs)
+    model = make_model(net, optimizer=optimizer, lr_scheduler=scheduler)
+    data = loader(small, batch_size=50)
+    history = fit(model, data, data, epochs=3, scheduler_interval=interval)
+    if t_in_epochs:
+        assert history["lr"].tolist() == [1.0, 0.5, 0.25]
+    else:
+        expected = {"step": [2**-4, 2**-8, 2**-12], "epoch": [1.0] * 3}
+        assert history["lr"].tolist() == expected[interval]
+    assert scheduler.metric == history["val_loss"].iloc[-1]
 
 
 @pytest.mark.parametrize("known_length", [True, False])

@@ -23,6 +23,15 @@ class Frozen:
 Pair = collections.namedtuple("Pair", ["x", "y"])
 
 
+class GraphBatch:
+    """As PyTorch Geometric's ``Batch``."""
+
+    num_graphs = 7
+
+    def to(self, device):
+        return self
+
+
 class Encoding(dict):
     """Like Hugging Face's: a mapping with ``to``."""
 
@@ -106,6 +115,17 @@ def test_everything_moves():
         ({"x": torch.ones(4, 3), "y": torch.ones(4)}, 4),
         (torch.ones(7, 2), 7),
         ([torch.ones(3), torch.tensor(1.0)], 3),
+        # object detection: one dict of boxes for each image
+        (([torch.ones(3, 8, 9), torch.ones(3, 7, 9)], [{"boxes": torch.ones(5, 4)}] * 2), 2),
+        ((torch.ones(4, 3, 8, 8), tuple({"boxes": torch.ones(i, 4)} for i in range(4))), 4),
+        ({"pixels": torch.ones(3, 3, 8, 8), "labels": [{"size": torch.ones(2)}] * 3}, 3),
+        ((torch.ones(3, 8), [torch.ones(5), torch.ones(2), torch.ones(1)]), 3),
+        (([torch.ones(3, 8), torch.ones(3, 9)], [torch.ones(5), torch.ones(2)]), 2),
+        # two inputs and two heads
+        (([torch.ones(6, 8), torch.ones(6, 9)], [torch.ones(6), torch.ones(6)]), 6),
+        ((torch.ones(6, 8), [torch.ones(6), torch.ones(6, 2)]), 6),
+        ((torch.ones(2, 8), [torch.ones(2), torch.ones(2, 2)]), 2),
+        (GraphBatch(), 7),
         (("text", 3), 1),
         ([], 1),
     ],

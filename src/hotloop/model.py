@@ -375,7 +375,7 @@ class KerasModel(nn.Module):
 
         Returns:
             A tensor of shape ``(samples, ...)``; where the net returns a tuple or dict, the same
-            structure of such tensors.
+            structure of such tensors; where it returns a list with a dict for each sample, that.
         """
         accelerator = self._place()
         source = prediction_batches(data, accelerator.device, batch_size)

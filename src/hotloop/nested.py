@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,18 +110,62 @@ def clone_tensors(tree: Any) -> Any:
 def count_samples(batch: Any) -> int:
     """Return the number of samples of a batch: the first dimension of its last tensor.
 
-    The last, for in ``(inputs, labels)`` the labels always have one entry a sample. A batch
-    without any tensor of one dimension or more counts as one sample.
+    The last, for in ``(inputs, labels)`` the labels always have one entry a sample. Where they are
+    a list with one entry a sample, as in object detection, the list is counted; of a graph batch
+    with ``num_graphs``, the graphs. A batch without any tensor of one dimension or more counts as
+    one sample.
     """
     if isinstance(batch, (tuple, list)) and batch:
         last = batch[-1]
         if isinstance(last, torch.Tensor) and last.dim():
             return int(last.shape[0])
+    listed = listed_samples(batch)
+    if listed is not None:
+        return listed
     num_samples = 1
-    for _, tensor in iterate_tensors(batch):
-        if tensor.dim():
-            num_samples = int(tensor.shape[0])
+    for _, leaf in iterate_leaves(batch):
+        if isinstance(leaf, torch.Tensor):
+            num_samples = int(leaf.shape[0]) if leaf.dim() else num_samples
+        elif isinstance(num_graphs := getattr(leaf, "num_graphs", None), int):
+            num_samples = num_graphs
     return num_samples
+
+
+def listed_samples(batch: Any) -> int | None:
+    """Return the number of samples of a batch that lists them one by one; None for other batches.
+
+    A list of dicts of tensors is one: a loader that stacks samples makes a dict of lists. A list
+    of tensors is one where their lengths show that they were not stacked. Either way another part
+    of the batch has as many entries.
+    """
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif isinstance(batch, (tuple, list)):
+        parts = list(batch)
+    else:
+        return None
+    for part in reversed(parts):
+        if isinstance(part, (tuple, list)) and part:
+            others = [other for other in parts if other is not part]
+            if _lists_samples(part, others):
+                return len(part)
+    return None
+
+
+def _lists_samples(part: Sequence[Any], others: Sequence[Any]) -> bool:
+    num = len(part)
+    stacked = any(_has_rows(other) and len(other) == num for other in others)
+    listed = any(isinstance(other, (tuple, list)) and len(other) == num for other in others)
+    if all(isinstance(entry, Mapping) for entry in part):
+        return stacked or listed
+    if not all(_has_rows(entry) for entry in part):
+        return False
+    lengths = {len(entry) for entry in part}
+    return (stacked and lengths != {num}) or (listed and len(lengths) > 1)
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
 
 
 def describe(tree: Any, path: str = "batch") -> str:

@@ -220,3 +220,22 @@ def test_an_array_of_float64_becomes_float32_in_a_dict_too(small):
     batch = next(iter(source))
     assert batch["input"].dtype == torch.float32
     assert batch["labels"].dtype == torch.int64
+
+
+def test_arrays_that_nobody_may_write_to_give_no_warning(recwarn):
+    frozen = np.zeros((40, 4), dtype=np.float32)  # as those of pandas' columns
+    frozen.flags.writeable = False
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    model.fit((frozen, np.zeros(40, dtype=np.int64)), epochs=1, plot=False, quiet=True, cpu=True)
+    assert not [w for w in recwarn if "writable" in str(w.message)]
+
+
+def test_what_a_net_of_one_input_does_not_read_is_named():
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    batch = {"x": torch.zeros(5, 4), "text": ["a"] * 5, "labels": torch.zeros(5).long()}
+    model = KerasModel(Net(4, 2), nn.CrossEntropyLoss())
+    with pytest.raises(DataError, match=r"forward takes no text \(it takes x\).*leave out what"):
+        model.fit([batch], epochs=1, plot=False, quiet=True, cpu=True)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hotloop import KerasModel
 from hotloop.augment import Compose, Cutout, Normalize, RandomCrop, RandomFlip
 from hotloop.data.augment import make_transform
-from hotloop.errors import SettingsError
+from hotloop.errors import DataError, SettingsError
 
 
 def test_flip_mirrors_some_images():
@@ -58,6 +58,25 @@ def test_transforms_of_inputs_or_of_both():
     assert torch.equal(module(batch)[0], batch[0])
     with pytest.raises(SettingsError, match="requires 3 arguments"):
         make_transform(lambda a, b, c: None)
+
+
+class Mixes(nn.Module):
+    """Of the form of torchvision's MixUp: takes any number of arguments, and needs the labels."""
+
+    def forward(self, *inputs):
+        if len(inputs) < 2:
+            raise ValueError("labels are missing")
+        return inputs[0] * 2, inputs[1] + 1
+
+
+def test_a_transform_that_takes_any_number_of_arguments():
+    batch = [torch.ones(4, 1, 2, 2), torch.arange(4)]
+    with pytest.raises(DataError, match="=Mixes was given the inputs alone, and refused them"):
+        make_transform(Mixes())(batch)
+    mixes = Mixes()
+    assert make_transform(lambda *args: args[0] * 3)(batch)[0].max() == 3
+    mixes.data_keys = ["input", "class"]  # as kornia's
+    assert make_transform(mixes)(batch)[1].tolist() == [1, 2, 3, 4]
 
 
 def test_fit_augments_training_batches_only(images):

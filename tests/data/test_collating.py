@@ -74,6 +74,12 @@ def test_the_index_is_the_data_sets_where_samples_are_shuffled():
         fit(loader)
 
 
+def test_images_that_are_no_tensors_are_told_of_the_transform():
+    image = type("Image", (), {"__module__": "PIL.Image"})()
+    with pytest.raises(DataError, match=r"with the data set's transform, as transform=torchvision"):
+        fit(DataLoader(Odd((image, 1), (image, 1)), 8))
+
+
 def test_a_collate_fn_of_the_users_own_raises_what_it_raises():
     def collate(samples):
         return torch.stack([inputs for inputs, _ in samples]), torch.tensor([y for _, y in samples])

@@ -310,12 +310,15 @@ def test_other_reasons_to_decline():
     class Loader(DataLoader):
         pass
 
+    graphs = type("DataLoader", (DataLoader,), {"__module__": "graphs.loader"})
+
     def collate(samples):
         return samples
 
     own_batches = [[0, 1], [2, 3]]
     for loader, why in [
-        (Loader(data, 10), "is a Loader"),
+        (Loader(data, 10), "is a Loader, whose"),
+        (graphs(data, 10), "is a graphs DataLoader, whose reading is unknown; pass torch's own"),
         (DataLoader(data, 10, collate_fn=collate), "collate_fn is your own"),
         (DataLoader(data, batch_size=None), "does not collate"),
         (DataLoader(data, batch_sampler=own_batches), "batch_sampler is a list"),
@@ -485,6 +488,29 @@ def test_sparse_tensors_stay_on_their_loader():
     dataset = TensorDataset(torch.eye(20).to_sparse(), torch.arange(20))
     with pytest.raises(Declined, match="tensors that are not dense"):
         ResidentSource(make_loader(dataset), "train_data", CPU, 3)
+
+
+class Marked(torch.Tensor):
+    """A subclass that samples of medical images have, for instance."""
+
+
+class MarkedImages(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((3,), index / 8).as_subclass(Marked), index
+
+
+@pytest.mark.parametrize(
+    "dataset", [MarkedImages(), TensorDataset(torch.rand(8, 3).as_subclass(Marked), torch.ones(8))]
+)
+def test_batches_of_a_subclass_of_tensor_stay_what_they_are(dataset):
+    said = []
+    source = BatchSource(make_loader(dataset), "train_data", CPU)
+    source = make_source(source, 3, None, said.append)
+    assert type(next(iter(source))[0]) is Marked
+    assert "its batches hold a Marked, which may compute otherwise" in said[0]
 
 
 def test_tensors_of_inference_mode_stay_on_their_loader():

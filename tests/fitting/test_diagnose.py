@@ -178,6 +178,9 @@ def test_text_in_the_inputs_or_labels(small):
     text = refused(make_mlp(), DataLoader(Words((torch.zeros(4), "cat")), 4))
     assert "with labels tuple of 4 str (" in text
     assert "it takes labels as one tensor of numbers" in text
+    text = refused(make_mlp(), DataLoader(Words(([1.0, 2.0, 3.0, 4.0], 1)), 4))
+    assert "layer '0' takes one tensor and was given a list of the batch (inputs[0] float64" in text
+    assert ".with_format('torch')" in text
 
 
 def test_a_class_in_place_of_an_optimizer_or_scheduler(small):

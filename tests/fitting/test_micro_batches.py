@@ -115,6 +115,28 @@ def test_split_keeps_structure():
     assert torch.equal(torch.cat([part["ids"] for part in parts]), batch["ids"])
 
 
+def test_samples_that_are_listed_are_not_cut():
+    batch = ([torch.ones(3, 8, 8)] * 2, [{"boxes": torch.ones(2, 4)}] * 2)
+    assert split(batch, 2) == [batch]
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        if self.training:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate")
+        return self.layer(torch.stack([image.flatten()[:4] for image in images]))
+
+
+def test_a_batch_of_listed_samples_that_does_not_fit():
+    batch = ([torch.ones(3, 8, 8)] * 2, [{"boxes": torch.ones(1, 4)}] * 2)
+    with pytest.raises(OutOfMemoryError, match="since it lists its samples one by one"):
+        KerasModel(Detector(), lambda preds, labels: preds.mean()).fit([batch], plot=False)
+
+
 SCRIPT = """
 import resource, torch
 from torch import nn

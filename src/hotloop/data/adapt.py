@@ -213,7 +213,8 @@ def as_batches(
         if batch_size is None:
             raise DataError(
                 f"{role} is a {type(data).__name__}, which has samples and not batches: "
-                f"pass batch_size=, or wrap it in a DataLoader."
+                f"pass batch_size=, or, where it gives whole batches, DataLoader(data, "
+                f"batch_size=None)."
             )
         in_order = isinstance(data, IterableDataset)
         if not in_order and hasattr(data, "__len__") and not len(data):
@@ -233,6 +234,11 @@ def as_batches(
         raise DataError(
             f"{role} is a {type(data).__name__}, which gives no batches: pass a DataLoader, an "
             f"iterable of batches, a Dataset with batch_size=, or a tuple (inputs, labels)."
+        )
+    if callable(getattr(data, "to", None)) and callable(getattr(data, "keys", None)):
+        raise DataError(
+            f"{role} is a {type(data).__name__}, which is one batch and no iterable of batches: "
+            f"pass [data] to train on all of it in each step."
         )
     return BatchSource(data, role, device)
 

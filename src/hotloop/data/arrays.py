@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,7 +113,10 @@ def to_tensor(array: Any, role: str) -> torch.Tensor:
         raise DataError(
             f"{role} holds an array of {values.dtype}, and tensors need numbers: encode it first."
         )
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    with warnings.catch_warnings():
+        # read-only, as pandas' and memory-mapped ones: batches are copies, nobody writes to it
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 
@@ -124,6 +128,13 @@ def refuse_dict(data: Mapping[Any, Any], role: str) -> None:
     """
     if data and not all(isinstance(name, str) for name in data):
         return  # samples by number
+    # Hugging Face's DatasetDict holds data sets that are not torch's
+    if data and all(isinstance(v, Dataset) or hasattr(v, "__getitems__") for v in data.values()):
+        names = ", ".join(map(repr, list(data)[:8]))
+        raise DataError(
+            f"{role} is a {type(data).__name__} of the data sets {names}: pass one of them, as "
+            f"data[{next(iter(data))!r}]."
+        )
     shown = [
         f"{name!r} {describe(value, '').strip() if is_array(value) else type(value).__name__}"
         for name, value in list(data.items())[:8]

@@ -104,14 +104,15 @@ def make_transform(function: Callable[..., Any] | None) -> Callable[[Any], Any] 
 
     Args:
         function: of the first input, or, where it requires two arguments, of the first input and
-            the labels, returning both.
+            the labels, returning both. What takes any number of arguments is given the input, or
+            both where its ``data_keys`` name two (kornia's augmentations).
 
     Raises:
         SettingsError: it requires more than two arguments.
     """
     if function is None:
         return None
-    num_required = _num_required(function)
+    num_required, takes_any = _arity(function)
     if num_required > 2:
         raise SettingsError(
             f"batch_transform requires {num_required} arguments: pass a function of the inputs, "
@@ -127,17 +128,33 @@ def make_transform(function: Callable[..., Any] | None) -> Callable[[Any], Any] 
         if num_required == 2:
             inputs, labels = function(batch[0], batch[-1])
             return [inputs, *batch[1:-1], labels]
-        return [function(batch[0]), *batch[1:]]
+        if not takes_any:
+            return [function(batch[0]), *batch[1:]]
+        try:
+            return [function(batch[0]), *batch[1:]]
+        except Exception as error:
+            name = type(function).__name__
+            raise DataError(
+                f"batch_transform={name} was given the inputs alone, and refused them ({error}): "
+                f"where it takes labels too, pass lambda inputs, labels: f(inputs, labels), with "
+                f"your {name} as f."
+            ) from error
 
     return transform
 
 
-def _num_required(function: Callable[..., Any]) -> int:
+def _arity(function: Callable[..., Any]) -> tuple[int, bool]:
+    """Return how many arguments a function requires, and whether it takes any number of them."""
+    data_keys = getattr(function, "data_keys", None)  # kornia's
+    if isinstance(data_keys, (tuple, list)) and len(data_keys) == 2:
+        return 2, False
     if isinstance(function, torch.nn.Module):
         function = function.forward
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
-        return 1
+        return 1, False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+    num_required = sum(p.kind in positional and p.default is p.empty for p in parameters)
+    takes_any = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return num_required, takes_any and not num_required

@@ -66,6 +66,11 @@ def _mend(leaf: Any) -> str:
             "of which torch makes no batch: give a number or tensor in its place, leave such "
             "samples out, or pass a collate_fn to the DataLoader"
         )
+    if type(leaf).__module__.startswith("PIL."):
+        return (
+            "of which torch makes no batch: make a tensor of it with the data set's transform, as "
+            "transform=torchvision.transforms.ToTensor()"
+        )
     return (
         "of which torch makes no batch: make a tensor or number of it in __getitem__, or pass a "
         "collate_fn to the DataLoader"

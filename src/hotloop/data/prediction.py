@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from hotloop.data.adapt import DEFAULT_BATCH_SIZE, BatchSource, as_batches
 from hotloop.data.arrays import is_array, to_tensor
 from hotloop.errors import DataError
-from hotloop.nested import iterate_tensors
+from hotloop.nested import iterate_tensors, to_device
 
 _WAITING_BYTES = 1 << 26  # of outputs on the device
 
@@ -74,7 +74,8 @@ def concatenate(outputs: Sequence[Any]) -> Any:
         outputs: of each batch a tensor ``(samples, ...)``, or a tuple, list or mapping of such.
 
     Returns:
-        The same structure, with all samples.
+        The same structure, with all samples. A list of dicts has one entry a sample, as object
+        detectors return it, and so has the result.
 
     Raises:
         DataError: the outputs hold something else than tensors.
@@ -85,8 +86,12 @@ def concatenate(outputs: Sequence[Any]) -> Any:
         return torch.cat([output if output.dim() else output[None] for output in outputs]).cpu()
     if isinstance(first, Mapping):
         return {key: concatenate([output[key] for output in outputs]) for key in first}
+    if isinstance(first, list) and all(isinstance(entry, Mapping) for entry in first):
+        return [to_device(entry, "cpu") for output in outputs for entry in output]
     if isinstance(first, (tuple, list)):
         return tuple(concatenate(parts) for parts in zip(*outputs, strict=True))
+    if all(output is None for output in outputs):  # a loss that was not asked for
+        return None
     raise DataError(
         f"the net returned a {type(first).__name__}, which predict cannot join over batches: "
         f"return a tensor, or a tuple or dict of tensors."

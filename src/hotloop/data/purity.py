@@ -98,7 +98,14 @@ def reason_against(loader: Any, num_epochs: int) -> str | None:
     Nothing is read and no random number drawn.
     """
     if type(loader) is not DataLoader:
-        return f"it is a {type(loader).__name__}, whose reading is unknown; pass a plain DataLoader"
+        kind = type(loader)
+        of_library = (
+            f"{kind.__module__.partition('.')[0]} " if kind.__name__ == "DataLoader" else ""
+        )
+        return (
+            f"it is a {of_library}{kind.__name__}, whose reading is unknown; pass torch's own "
+            f"DataLoader"
+        )
     dataset = loader.dataset
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return "its data set is a stream; give it __getitem__ and __len__"

@@ -335,6 +335,12 @@ class ResidentSource(BatchSource):
         self._drawn.forget()
 
     def _take_form(self, batch: Any) -> None:
+        for _, leaf in iterate_leaves(batch):
+            if isinstance(leaf, torch.Tensor) and type(leaf) is not torch.Tensor:
+                raise Declined(
+                    f"its batches hold a {type(leaf).__name__}, which may compute otherwise than a "
+                    f"plain tensor; give samples as plain tensors"
+                )
         self._template = map_leaves(batch, lambda _: None)
         # what default_collate makes of tuples of tensors
         self._is_flat = type(batch) is list and all(map(torch.is_tensor, batch))

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from hotloop.errors import DataError
@@ -23,7 +24,8 @@ class Unpacker:
     positional argument that none of the keys names, the whole mapping is that argument. Inputs
     that are one tuple, list or mapping are taken apart where the net needs several. Without
     a loss function the labels are passed on to the net, which then computes its loss itself
-    (Hugging Face's models do).
+    (Hugging Face's models do): from ``(inputs, ..., labels)`` to the parameter that has one of
+    these names.
     """
 
     def __init__(self, net: nn.Module, net_computes_loss: bool) -> None:
@@ -34,6 +36,7 @@ class Unpacker:
         self._num_places = len(places)
         self._needed = {p.name for p in places if p.default is inspect.Parameter.empty}
         self._num_needed = len(self._needed)
+        self._label_parameter = next((key for key in LABEL_KEYS if key in self._parameters), None)
 
     def split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Return ``(positional inputs, keyword inputs, labels)``; labels may be None.
@@ -45,9 +48,14 @@ class Unpacker:
             return self._split_mapping(batch)
         if isinstance(batch, (tuple, list)):
             if len(batch) >= 2:
-                if self._num_needed < 2:
-                    return tuple(batch[:-1]), {}, batch[-1]
-                return *self._take_apart(batch[:-1]), batch[-1]
+                args: tuple[Any, ...] = tuple(batch[:-1])
+                kwargs: dict[str, Any] = {}
+                name = self._label_parameter if self.net_computes_loss else None
+                if self._num_needed - (name in self._needed) >= 2:
+                    args, kwargs = self._take_apart(batch[:-1])
+                if name is not None and name not in kwargs and self._place_of(name) >= len(args):
+                    kwargs[name] = batch[-1]
+                return args, kwargs, batch[-1]
             if len(batch) == 1 and self.net_computes_loss:
                 return *self._take_apart(batch), None
         elif self.net_computes_loss:
@@ -102,13 +110,14 @@ class Unpacker:
         inputs = {key: batch[key] for key in batch if keep_labels or key != label_key}
         if self._takes_keywords(inputs):
             return (), inputs, labels
-        if len(self._parameters) == 1:
+        only = next(iter(self._parameters)) if len(self._parameters) == 1 else None
+        if only is not None and (len(inputs) == 1 or only not in inputs):
             return (next(iter(inputs.values())) if len(inputs) == 1 else inputs,), {}, labels
         unknown = [str(key) for key in inputs if key not in self._parameters]
         raise DataError(
             f"the net's forward takes no {', '.join(unknown)} (it takes "
-            f"{', '.join(self._parameters)}): rename the keys of the batch, or override "
-            f"KerasModel.step."
+            f"{', '.join(self._parameters)}): rename the keys of the batch, leave out "
+            f"what the net does not read, or override KerasModel.step."
         )
 
     def _takes_keywords(self, inputs: Mapping[Any, Any]) -> bool:
@@ -116,6 +125,12 @@ class Unpacker:
         if inspect.Parameter.VAR_KEYWORD in kinds:
             return all(isinstance(key, str) for key in inputs)
         return all(key in self._parameters for key in inputs)
+
+    def _place_of(self, name: str) -> int:
+        """Return how many positional arguments leave a parameter free."""
+        if self._parameters[name].kind not in _POSITIONAL:
+            return self._num_places
+        return list(self._parameters).index(name)
 
     def _num_required(self) -> int | None:
         parameters = self._parameters.values()
@@ -131,15 +146,31 @@ def forward_parameters(net: nn.Module) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(bare.forward).parameters)
 
 
-def predictions_of(output: Any) -> Any:
-    """Return the predictions of a net's output: its ``logits`` where it has them, else itself."""
+def predictions_of(output: Any, with_loss: bool = False) -> Any:
+    """Return the predictions of a net's output: its ``logits`` where it has them, else itself.
+
+    Args:
+        output: what the net returned.
+        with_loss: of a tuple, one part is the loss, or None for it, and the rest are the
+            predictions.
+    """
     if isinstance(output, Mapping):
         return output.get("logits", output)
+    if with_loss and type(output) is tuple:
+        loss = loss_of(output)
+        rest = tuple(part for part in output if part is not loss and part is not None)
+        return rest[0] if len(rest) == 1 else rest
     return getattr(output, "logits", output)
 
 
 def loss_of(output: Any) -> Any:
-    """Return the loss that a net put into its output, None where there is none."""
+    """Return the loss that a net put into its output, None where there is none.
+
+    It stands under ``loss``; in a tuple it is the only tensor of 0 dimensions.
+    """
     if isinstance(output, Mapping):
         return output.get("loss")
+    if type(output) is tuple:
+        scalars = [part for part in output if isinstance(part, torch.Tensor) and not part.dim()]
+        return scalars[0] if len(scalars) == 1 else None
     return getattr(output, "loss", None)

@@ -20,7 +20,7 @@ from hotloop.placement import explain_device_error
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 _OF_RANGE = re.compile("out of (range|bounds)")
 _OF_DTYPE = re.compile(r"Input type \(|not implemented for '|must have the same dtype|scalar type")
-_NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|str)")
+_NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|dict|str)")
 _ONE_VALUE = "Expected more than 1 value per channel when training"
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
 
@@ -72,7 +72,7 @@ def explain_forward_error(
     if text.startswith(_ONE_VALUE):
         return _explain_one_value(error, net, args, kwargs)
     if _NO_TENSOR.search(text) is not None:
-        return _explain_strings(text, args, kwargs)
+        return _explain_strings(text, args, kwargs) or _explain_container(text, net, args, kwargs)
     is_of_range = _OF_RANGE.search(text) is not None
     is_of_shape = is_of_dtype or any(word in text for word in _SHAPE_WORDS)
     # which have many words for it
@@ -221,6 +221,24 @@ def _explain_strings(text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         f"the batch holds text ({path} is {shown!r}), and layers take tensors "
         f"({text.splitlines()[0]}): turn text into numbers, token ids for instance, in the data "
         f"set or a collate_fn."
+    )
+
+
+def _explain_container(
+    text: str, net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ShapeError | None:
+    """Explain that a layer was given several tensors of the batch; None where the net made them."""
+    failing = _find_failing(net, args, kwargs)
+    given = None if failing is None else failing.first_input
+    if isinstance(given, torch.Tensor) or not any(given is v for v in (*args, *kwargs.values())):
+        return None
+    parts = describe(given, "inputs")
+    shown = parts if len(parts) < 200 else f"{parts[:197]}..."
+    name = "" if failing is None else failing.name
+    return ShapeError(
+        f"layer '{name}' takes one tensor and was given a {type(given).__name__} of the batch "
+        f"({shown}; {text.splitlines()[0]}): make one tensor of it in the data set or a collate_fn "
+        f"(a Hugging Face data set does after .with_format('torch')), or take it apart in forward."
     )
 
 

@@ -45,6 +45,8 @@ class Forward:
     Attributes:
         label_range: the check of class indices.
         embedding_range: the check of embeddings' indices, on an accelerator; None for none.
+        gives_whole: whether the loss is given all of an output with ``logits``; None while no
+            batch told.
     """
 
     def __init__(self, net: nn.Module, loss_fn: Any) -> None:
@@ -52,7 +54,7 @@ class Forward:
         self.label_range = LabelRange(loss_fn)
         self.embedding_range: EmbeddingRange | None = None
         self._unpacker = Unpacker(net, net_computes_loss=loss_fn is None)
-        self._takes_whole = False  # the loss: all of an output with "logits"
+        self.gives_whole: bool | None = None
         self._is_first = True  # until a batch's labels were looked at
         self._first_batch = ""  # what the first batch looked like, to name what changed
 
@@ -92,28 +94,33 @@ class Forward:
         self._first_batch = self._first_batch or describe(batch)
         args, kwargs, labels = self._unpacker.split(batch)
         output = self._run_net(args, kwargs)
-        preds = to_full_precision(predictions_of(output))
         if self.loss_fn is None:
-            loss = _own_loss(output)
-        elif isinstance(output, torch.Tensor) or preds is output:
+            preds = to_full_precision(predictions_of(output, with_loss=True))
+            return StepOutput(_own_loss(output), preds, labels)
+        preds = to_full_precision(predictions_of(output))
+        if isinstance(output, torch.Tensor) or preds is output:
             loss = self.loss_of(preds, labels)
         else:
             loss = self._loss_of_whole(output, preds, labels)
         return StepOutput(loss, preds, labels)
 
     def _loss_of_whole(self, output: Any, preds: Any, labels: Any) -> torch.Tensor:
-        """Return the loss of an output that holds the predictions, and maybe more for the loss."""
-        if not self._takes_whole:
-            try:
-                return self.loss_of(preds, labels)
-            except Exception as error:  # noqa: BLE001 - raised where the loss takes neither
+        """Return the loss of an output that holds the predictions, and maybe more for the loss.
+
+        torch's own losses take the predictions. Others are given the whole output, as in a loop
+        written by hand, and the predictions where they refuse that.
+        """
+        if self.gives_whole is None:
+            self.gives_whole = False
+            if not _is_torchs(self.loss_fn):
                 try:
                     loss = self.loss_of(output, labels)
-                except Exception:  # noqa: BLE001 - the first one tells of the predictions
-                    raise error from error.__cause__
-                self._takes_whole = True
+                except Exception:  # noqa: BLE001 - of both errors the other tells of tensors
+                    self._is_first = True
+                    return self.loss_of(preds, labels)
+                self.gives_whole = True
                 return loss
-        return self.loss_of(output, labels)
+        return self.loss_of(output if self.gives_whole else preds, labels)
 
     def predict(self, batch: Any, host_batch: Any) -> Any:
         """Return the net's predictions for a batch, which may have labels, in full precision.
@@ -130,7 +137,8 @@ class Forward:
         if self.embedding_range is not None:
             self.embedding_range.offer(self._unpacker.inputs_only(host_batch))
         args, kwargs = self._unpacker.inputs_only(batch)
-        return to_full_precision(predictions_of(self._run_net(args, kwargs)))
+        output = self._run_net(args, kwargs)
+        return to_full_precision(predictions_of(output, with_loss=self.loss_fn is None))
 
     def _run_net(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -205,8 +213,26 @@ def as_step_output(result: Any) -> StepOutput:
     return output
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.dim()
+
+
+def _is_torchs(loss_fn: Any) -> bool:
+    return str(getattr(loss_fn, "__module__", "")).startswith("torch.nn.")
+
+
 def _own_loss(output: Any) -> torch.Tensor:
     loss = loss_of(output)
+    if (
+        loss is None
+        and isinstance(output, Mapping)
+        and output
+        and all(map(_is_number, output.values()))
+    ):
+        raise DataError(
+            f"loss_fn is None and the net returns several losses ({', '.join(map(str, output))}): "
+            f"override KerasModel.step and return their sum, as sum(losses.values())."
+        )
     if loss is None:
         raise DataError(
             f"loss_fn is None and the net's output ({type(output).__name__}) carries no loss: "

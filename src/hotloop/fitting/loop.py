@@ -11,7 +11,7 @@ import torch
 
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource, as_batches
-from hotloop.errors import IndexRangeError, LabelError, NonFiniteError
+from hotloop.errors import IndexRangeError, LabelError, NonFiniteError, SettingsError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
 from hotloop.fitting.interrupt import Interrupt
@@ -66,6 +66,12 @@ class EpochRunner:
     """
 
     def __init__(self, step_runner: Any, quiet: bool = False) -> None:
+        for name in ("stage", "accelerator", "net"):
+            if not hasattr(step_runner, name):
+                raise SettingsError(
+                    f"the StepRunner {type(step_runner).__name__} has no attribute {name}, which "
+                    f"an EpochRunner reads: write self.{name} = {name} in its __init__."
+                )
         self.step_runner = step_runner
         self.stage = step_runner.stage
         self.accelerator = step_runner.accelerator

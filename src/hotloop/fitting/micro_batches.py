@@ -15,7 +15,7 @@ from hotloop.fitting.diagnose import is_out_of_memory
 from hotloop.fitting.forward import Forward, StepOutput
 from hotloop.fitting.memory_of_updates import forget_new_state
 from hotloop.fitting.non_finite import BufferGuard
-from hotloop.nested import count_samples, map_leaves
+from hotloop.nested import count_samples, iterate_leaves, listed_samples, map_leaves
 
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
 
@@ -253,6 +253,12 @@ class MicroBatches:
                 f"a batch of {num_samples} samples does not fit the memory ({text}), and in parts "
                 f"it would give another result, since {reason}: pass a smaller batch_size."
             )
+        uncut = _uncut_form(batch)
+        if uncut is not None and num_samples > 1:
+            raise OutOfMemoryError(
+                f"a batch of {num_samples} samples does not fit the memory ({text}), and cannot be "
+                f"computed in parts, since {uncut}: pass a smaller batch_size."
+            )
         if size <= 1:
             raise OutOfMemoryError(
                 f"a single sample does not fit the memory ({text}): use a smaller net or "
@@ -276,6 +282,16 @@ def reason_against(net: nn.Module) -> str | None:
     return None
 
 
+def _uncut_form(batch: Any) -> str | None:
+    """Say what it is in a batch's form that ``split`` cannot cut; None where it can."""
+    if listed_samples(batch) is not None:
+        return "it lists its samples one by one"
+    for path, leaf in iterate_leaves(batch):
+        if hasattr(leaf, "num_graphs"):
+            return f"{path} is a {type(leaf).__name__}"
+    return None
+
+
 def split(batch: Any, num_parts: int) -> list[Any]:
     """Return a batch in at most so many parts of nearly equal size, along its samples.
 
@@ -283,7 +299,7 @@ def split(batch: Any, num_parts: int) -> list[Any]:
     """
     num_samples = count_samples(batch)
     size = -(-num_samples // num_parts)
-    if num_parts == 1 or size >= num_samples:
+    if num_parts == 1 or size >= num_samples or _uncut_form(batch) is not None:
         return [batch]
 
     def cut(leaf: Any, start: int) -> Any:

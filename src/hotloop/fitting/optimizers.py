@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -104,6 +105,23 @@ def check_scheduler_steps(lr_scheduler: Any) -> None:
             f"lr_scheduler is a {type(lr_scheduler).__name__} without step(): pass for instance "
             f"torch.optim.lr_scheduler.StepLR(optimizer, 10), or None."
         )
+    needed = _required_arguments(lr_scheduler)
+    if needed and not (follows_score(lr_scheduler) or takes_numbers(lr_scheduler)):
+        raise OptimizerError(
+            f"step() of {type(lr_scheduler).__name__} needs {', '.join(needed)}, and fit calls it "
+            f"without arguments: pass a scheduler whose step() needs none, or step it in a "
+            f"callback's on_train_epoch_end."
+        )
+
+
+def _required_arguments(lr_scheduler: Any) -> list[str]:
+    """Return the names of what ``step`` cannot be called without."""
+    try:
+        parameters = inspect.signature(lr_scheduler.step).parameters.values()
+    except (AttributeError, TypeError, ValueError):  # None, or without a signature
+        return []
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variable]
 
 
 def move_optimizer_state(optimizer: Any, device: torch.device) -> None:
@@ -216,12 +234,28 @@ def follows_score(lr_scheduler: Any) -> bool:
     return isinstance(lr_scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
 
 
+def takes_numbers(lr_scheduler: Any) -> bool:
+    """Tell whether a scheduler is told the number of epochs and of updates, as timm's are.
+
+    These have ``step(epoch)``, called once an epoch, and ``step_update(num_updates)``, called with
+    every update; only one of them changes anything, as the scheduler was made.
+    """
+    return callable(getattr(lr_scheduler, "step_update", None)) and bool(
+        _required_arguments(lr_scheduler)
+    )
+
+
 def step_scheduler(scheduler: Any) -> None:
     """Step a scheduler after an update.
 
     Raises:
         OptimizerError: it was made for fewer steps.
     """
+    if takes_numbers(scheduler):
+        # kept with the scheduler, whose state is all of its attributes
+        scheduler.num_updates = getattr(scheduler, "num_updates", 0) + 1
+        scheduler.step_update(scheduler.num_updates)
+        return
     try:
         scheduler.step()
     except ValueError as error:

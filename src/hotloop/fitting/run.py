@@ -44,6 +44,7 @@ from hotloop.fitting.optimizers import (
     follows_score,
     move_optimizer_state,
     step_scheduler,
+    takes_numbers,
     wrong_interval,
 )
 from hotloop.fitting.parallel import Parallel
@@ -480,6 +481,8 @@ class FitRun:
         scheduler = self.model.lr_scheduler
         if follows_score(scheduler):
             scheduler.step(row[self.monitor])
+        elif takes_numbers(scheduler):
+            scheduler.step(row["epoch"], row[self.monitor])
         elif scheduler is not None and self.settings.scheduler_interval == "epoch":
             step_scheduler(scheduler)
 

@@ -27,6 +27,7 @@ from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
+from hotloop.nested import map_leaves
 from hotloop.timing.clock import NoClock, StepClock
 
 
@@ -152,7 +153,7 @@ class StepRunner:
             output = self._train_eagerly(batch)
             loss = output.loss
         if output.preds is not None and len(self.metrics_dict):
-            preds = _detach(output.preds)
+            preds = map_leaves(output.preds, _detach)
             with torch.no_grad():
                 if options.join_metrics:
                     self._updates.add(preds, output.labels, options.batches_stay)
@@ -310,6 +311,11 @@ class StepRunner:
     def check_labels(self, preds: torch.Tensor | None) -> None:
         """Look at a batch's labels, before a replay that gives predictions like these."""
         self.compute_loss.label_range.check(preds)
+
+    @property
+    def gives_whole(self) -> bool | None:
+        """Whether the loss is given all of an output with ``logits``; None: not known yet."""
+        return self.compute_loss.gives_whole
 
     @property
     def must_look(self) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
+import types
+from collections import UserDict
 
 import pytest
 import torch
@@ -238,6 +241,107 @@ def test_bf16_and_nested_batches(capsys):
     assert said.count(ONE_GRAPH) == 1
     assert "runs eagerly" not in said
     torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+
+
+class Encoding(UserDict):
+    """Of the form of Hugging Face's ``BatchEncoding``."""
+
+    def to(self, device):
+        self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
+        return self
+
+
+class Collector:
+    """Of the form of transformers' own: set and reset in each forward."""
+
+    compiling = False
+    value = None
+
+    def set(self, value):
+        self.value = value
+        self.compiling = True
+
+    def get(self):
+        return self.value
+
+    def reset(self, token):
+        self.value = None
+        self.compiling = False
+
+
+Collector.__name__ = "CompileableContextVar"
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    module = types.ModuleType("transformers.utils.output_capturing")
+    module._active_collector = Collector()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+class Transformer(nn.Module):
+    def __init__(self, capturing):
+        super().__init__()
+        self.layer, self.capturing = nn.Linear(8, 2), capturing
+
+    def forward(self, inputs, labels):
+        token = self.capturing._active_collector.set({})
+        logits = self.layer(inputs)
+        self.capturing._active_collector.reset(token)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Nano(nn.Module):
+    """Returns predictions and loss as a tuple, and takes the labels by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, inputs, targets=None):
+        logits = self.layer(inputs)
+        return logits, nn.functional.cross_entropy(logits, targets)
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, inputs):
+        return {"logits": self.first(inputs), "aux": self.second(inputs)}
+
+
+def of_both_heads(output, labels):
+    first = output["logits"] if isinstance(output, dict) else output
+    loss = nn.functional.cross_entropy(first, labels)
+    if isinstance(output, dict):
+        loss = loss + nn.functional.cross_entropy(output["aux"], labels)
+    return loss
+
+
+@pytest.mark.parametrize("kind", ["transformer", "nano", "heads"])
+def test_nets_of_other_libraries_forms_are_one_graph(kind, capsys, capturing):
+    inputs, labels = ZOO["mlp"].make_rows()
+    batches = list(zip(inputs.double().split(16), labels.split(16), strict=True))
+    if kind == "transformer":
+        batches = [Encoding(inputs=x, labels=y) for x, y in batches]
+    runs = []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        net = {"transformer": lambda: Transformer(capturing), "nano": Nano, "heads": Heads}[kind]()
+        net = net.to(torch.float64)
+        loss_fn = of_both_heads if kind == "heads" else None
+        accuracy = {"acc": Accuracy(task="multiclass", num_classes=2)}
+        model = KerasModel(net, loss_fn, accuracy, adam(net.parameters()))
+        history = model.fit(batches, epochs=3, cpu=True, plot=False, compile=compile_it)
+        runs.append((history, net))
+    said = capsys.readouterr().out
+    assert said.count(ONE_GRAPH) == 1, said
+    assert_close(runs[:1], runs[1:])
+    assert runs[0][0]["train_acc"].equals(runs[1][0]["train_acc"])
+    assert type(capturing._active_collector) is Collector
 
 
 def test_exact_and_auto_stay_exact(capsys):

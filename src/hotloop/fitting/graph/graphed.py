@@ -22,7 +22,7 @@ from hotloop.fitting.graph.declined import DeclinedError, MovedError, UpdateErro
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.forms import as_plain, form_of, has_form, is_flat, is_plain
 from hotloop.fitting.graph.prover import Prover
-from hotloop.fitting.graph.pure_step import LossModule
+from hotloop.fitting.graph.pure_step import LossModule, plain_mapping
 from hotloop.fitting.graph.supported import Hooks, check_supported, why_gradients_alone
 from hotloop.fitting.graph.worth import Worth
 
@@ -69,6 +69,7 @@ class EagerStep(Protocol):
     Attributes:
         begins_group: whether no batch before it waits for the update.
         must_look: whether it looks at the batch's indices, which a replay cannot.
+        gives_whole: whether its loss is given all of an output with ``logits``; None: not known.
     """
 
     @property
@@ -76,6 +77,9 @@ class EagerStep(Protocol):
 
     @property
     def must_look(self) -> bool: ...  # noqa: D102
+
+    @property
+    def gives_whole(self) -> bool | None: ...  # noqa: D102
 
     def explain(self, batch: Any, error: RuntimeError) -> None:
         """Raise what an eager forward pass says to a batch that a graph failed on."""
@@ -134,6 +138,7 @@ class GraphedStep:
         self._form: Any = None
         self._num_steps = self._num_builds = self._num_other_forms = 0
         self._left_inductor = False
+        self._gives_whole = False  # all of an output with logits to the loss, as eager steps do
         self._num_without_inductor = 0  # builds that were followed by one without it
         self._announced: set[bool] = set()  # by whether it updates
         self._running = self._checked = False
@@ -159,7 +164,7 @@ class GraphedStep:
         self.replayed = False
         if self.reason is not None:
             return step.run_eagerly(batch)
-        leaves = batch if is_flat(batch) else pytree.tree_leaves(batch)
+        leaves = batch if is_flat(batch) else pytree.tree_leaves(plain_mapping(batch))
         if self._engine is None:
             self._places.note(leaves)
             if self._steps_first or not self.settings.is_settled():
@@ -217,6 +222,7 @@ class GraphedStep:
             "why_gradients": self.why_gradients,
             "kernels": self._kernels,
             "left_inductor": self._left_inductor,
+            "gives_whole": self._gives_whole,
             "preds_shape": None if self.preds_like is None else list(self.preds_like.shape),
             "form": self._saved_form if self._engine is None else as_plain(self._form),
         }
@@ -227,6 +233,7 @@ class GraphedStep:
         self._goes_on, self._saved_form = state["built"], state.get("form")
         self.why_gradients = state.get("why_gradients")
         self._left_inductor = state.get("left_inductor", False)
+        self._gives_whole = state.get("gives_whole", False)
         self.inductor = self.inductor and not self._left_inductor
         # states of before know nothing of it, and only a CPU's go on without a comparison
         self._goes_on_with = state.get("kernels", "inductor, cpu")
@@ -349,6 +356,8 @@ class GraphedStep:
         output = step.run_eagerly(batch, before_update)
         self._changes_batch |= versions_of(leaves) != before
         self._note_preds(output.preds)
+        if step.gives_whole is not None:
+            self._gives_whole = step.gives_whole
         return output
 
     def _note_preds(self, preds: Any) -> None:
@@ -487,7 +496,7 @@ class GraphedStep:
 
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
-        self._module = LossModule(self.net, self.loss_fn, batch)
+        self._module = LossModule(self.net, self.loss_fn, batch, self._gives_whole)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before

@@ -9,7 +9,9 @@ nothing of the net.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,11 +80,12 @@ class Prover:
 
     def _evaluate(self, leaves: Sequence[torch.Tensor]) -> None:
         # its guards leave hooks out, unless told otherwise
-        with torch._dynamo.config.patch(
+        settings = torch._dynamo.config.patch(
             side_effect_replay_policy="error",
             skip_nnmodule_hook_guards=False,
             allow_rnn=True,
-        ):
+        )
+        with settings, _collecting_nothing():
             self._forward(*leaves)
 
     def _backend(
@@ -113,6 +116,43 @@ class Prover:
             return outputs
 
         return check_inputs
+
+
+class _CollectsNothing:
+    """In the place of transformers' collector of attentions and hidden states."""
+
+    def get(self) -> None:
+        """Return no collection: hooks do nothing then."""
+
+    def set(self, value: Any) -> None:
+        """Take no collection."""
+
+    def reset(self, token: Any) -> None:
+        """Have nothing to put back."""
+
+
+_NOTHING = _CollectsNothing()
+
+
+@contextlib.contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Let transformers' models be traced inside the block, where only purity is of interest.
+
+    In transformers 5 each forward sets a global collector and puts it back, by attributes where
+    Dynamo traces, which are side effects to it. Without the collector they leave attentions and
+    hidden states out of their output; a trace computes nothing. It can go when
+    ``output_capturing.CompileableContextVar`` is no attribute that forward assigns.
+    """
+    capturing = sys.modules.get("transformers.utils.output_capturing")
+    collector = getattr(capturing, "_active_collector", None)
+    if type(collector).__name__ != "CompileableContextVar":
+        yield
+        return
+    capturing._active_collector = _NOTHING  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        capturing._active_collector = collector  # type: ignore[union-attr]
 
 
 def _call(module: nn.Module) -> Callable[..., Any]:

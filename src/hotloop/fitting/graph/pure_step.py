@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +17,11 @@ from hotloop.fitting.graph.updates import Update
 from hotloop.fitting.precision import to_full_precision
 
 
+def plain_mapping(batch: Any) -> Any:
+    """Return a mapping of a type that pytree does not know, Hugging Face's encodings, as a dict."""
+    return dict(batch) if isinstance(batch, Mapping) and type(batch) is not dict else batch
+
+
 class LossModule(nn.Module):
     """Net and loss as one module that takes a batch's tensors in order.
 
@@ -24,14 +29,16 @@ class LossModule(nn.Module):
         net: the bare net.
         loss_fn: as ``KerasModel`` has it; None where the net computes its loss.
         batch: one batch, that says which tensor goes where.
+        gives_whole: the loss is given all of an output with ``logits``, as eager steps found.
 
     Raises:
         DeclinedError: the batch holds other things than tensors.
     """
 
-    def __init__(self, net: nn.Module, loss_fn: Any, batch: Any) -> None:
+    def __init__(self, net: nn.Module, loss_fn: Any, batch: Any, gives_whole: bool = False) -> None:
         super().__init__()
-        self.net, self.loss_fn = net, loss_fn
+        self.net, self.loss_fn, self.gives_whole = net, loss_fn, gives_whole
+        batch = plain_mapping(batch)
         leaves = pytree.tree_leaves(batch)
         parts = Unpacker(net, net_computes_loss=loss_fn is None).split(batch)
         used, self.spec = pytree.tree_flatten(parts)
@@ -45,9 +52,10 @@ class LossModule(nn.Module):
         """Compute ``(loss, predictions)`` of a batch's tensors, the loss of 0 dimensions."""
         args, kwargs, labels = self.parts(leaves)
         output = self.net(*args, **kwargs)
-        preds = to_full_precision(predictions_of(output))
-        loss = loss_of(output) if self.loss_fn is None else self.loss_fn(preds, labels)
-        return loss, preds
+        preds = to_full_precision(predictions_of(output, with_loss=self.loss_fn is None))
+        if self.loss_fn is None:
+            return loss_of(output), preds
+        return self.loss_fn(output if self.gives_whole else preds, labels), preds
 
     def labels(self, leaves: Sequence[torch.Tensor]) -> Any:
         """Return the labels alone."""

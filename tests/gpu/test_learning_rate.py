@@ -1,4 +1,4 @@
-"""``find_lr`` on an accelerator: the copy goes there, the model stays; a CPU finds the same losses."""
+"""``find_lr`` on an accelerator: the copy goes there, the model stays; losses are a CPU's."""
 
 from __future__ import annotations
 

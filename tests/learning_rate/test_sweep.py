@@ -133,6 +133,16 @@ def test_a_step_runner_of_ones_own_is_what_runs():
     assert calls == pytest.approx(list(np.geomspace(1e-4, 1e-2, 20)))
 
 
+def test_a_step_runner_that_returns_no_loss_is_refused():
+    class Nameless(StepRunner):
+        def __call__(self, batch):
+            losses, metrics = super().__call__(batch)
+            return {"loss": losses["train_loss"]}, metrics
+
+    with pytest.raises(SettingsError, match="Nameless returned the losses loss, and the sweep"):
+        make_model(StepRunner=Nameless).find_lr(make_data())
+
+
 def test_an_infinite_loss_ends_it():
     class Explodes(nn.Module):
         def __init__(self):

@@ -167,6 +167,12 @@ class _SweepRunner(EpochRunner):
                     sweep.look()
                     sweep.diverged = True
                     return {}
+                if name not in losses:
+                    raise SettingsError(
+                        f"the StepRunner {type(self.step_runner).__name__} returned the losses "
+                        f"{', '.join(losses) or 'none'}, and the sweep reads '{name}': return "
+                        f"that one."
+                    )
                 sweep.add(losses[name], count_samples(batch), self.accelerator.sync_gradients)
                 if sweep.is_over():
                     break

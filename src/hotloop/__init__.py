@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Accelerator": "hotloop.fitting.accelerator",
+    "AveragedWeights": "hotloop.callbacks.averaged_weights",
     "Callback": "hotloop.callbacks.base",
     "EarlyStopping": "hotloop.fitting.early_stopping",
     "EpochRunner": "hotloop.fitting.loop",
@@ -57,6 +58,7 @@ _ELSEWHERE = {
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
+    from hotloop.callbacks.averaged_weights import AveragedWeights as AveragedWeights
     from hotloop.callbacks.base import Callback as Callback
     from hotloop.checkpoint.weights import load_weights as load_weights
     from hotloop.checkpoint.weights import save_weights as save_weights

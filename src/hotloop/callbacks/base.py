@@ -12,6 +12,7 @@ class TrainedModel(Protocol):
 
     Attributes:
         net: the net that is trained.
+        optimizer: what trains it.
         history: columns of one value an epoch; in ``on_train_epoch_end`` the validation columns
             are still one shorter.
         epochs: the most epochs of this fit.
@@ -24,6 +25,7 @@ class TrainedModel(Protocol):
     """
 
     net: nn.Module
+    optimizer: Any
     history: dict[str, list[Any]]
     epochs: int
     monitor: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from hotloop.fitting.graph.draws import take_out_draws
 from hotloop.fitting.graph.rewrites import REWRITES
 
 # Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
+# its pattern matcher leaves exceptions that hold on to the frames of all callers, and so to whatever
+# these hold: a dropped graph's memory would stay until Python looks for cycles by itself
+_LEAVES_FRAMES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
 _LEFT_TO_TORCH = (
     torch.ops.aten.max_pool2d_with_indices.default,
     torch.ops.aten.max_pool2d_with_indices_backward.default,
@@ -98,6 +102,8 @@ def _compile(
         inputs = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
         with torch.no_grad(), _without_lowering(left_to_torch):
             compiled: Any = compile_fx_inner(graph, inputs)
+    if _LEAVES_FRAMES:
+        gc.collect()
     call = getattr(compiled, "current_callable", None) or compiled
     if not draws:
         return call, out_spec[0]

@@ -15,10 +15,10 @@ from hotloop.fitting.graph.declined import DeclinedError, first_line
 from hotloop.fitting.graph.draws import take_out_draws
 from hotloop.fitting.graph.rewrites import REWRITES
 
-# Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
-# its pattern matcher leaves exceptions that hold on to the frames of all callers, and so to whatever
+# Inductor of torch 2.15 leaves exceptions that hold on to the frames of all callers, and so to what
 # these hold: a dropped graph's memory would stay until Python looks for cycles by itself
 _LEAVES_FRAMES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 15)
+# Inductor's own code for these is slower on a CPU: 21 ms an image step in place of 16, on two cores
 _LEFT_TO_TORCH = (
     torch.ops.aten.max_pool2d_with_indices.default,
     torch.ops.aten.max_pool2d_with_indices_backward.default,

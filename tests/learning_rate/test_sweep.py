@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import EpochRunner, KerasModel, StepRunner
 from hotloop.errors import DiagnosisError, SettingsError
+from hotloop.learning_rate.curve import LearningRateCurve
 
 
 def make_data(num_samples: int = 640, batch_size: int = 32) -> DataLoader:
@@ -162,6 +163,20 @@ def test_where_no_rate_helps_there_is_no_suggestion():
     assert "the loss went down at none" in str(curve)
     assert model.optimizer.param_groups[0]["lr"] == 1e-3
     curve.plot()
+
+
+def test_one_low_loss_at_the_beginning_is_no_lowest_mean():
+    """The first running means are of few losses; a rate below the sweep's was suggested."""
+    noise = np.random.default_rng(0).normal(size=80)
+    rates = np.geomspace(1e-6, 1.0, 80)
+    for losses in ([-2.5, *noise[1:]], [*noise[:3], -4.0, *noise[4:]]):
+        curve = LearningRateCurve(list(rates), losses, False, make_model(), [1.0])
+        assert curve.smoothed.index(min(curve.smoothed)) < 10
+        with pytest.raises(DiagnosisError, match="went down at no learning rate"):
+            print(curve.suggestion)
+    falling = [-2.5, *noise[1:40], *(noise[40:] - np.linspace(0, 5, 40))]
+    curve = LearningRateCurve(list(rates), falling, False, make_model(), [1.0])
+    assert curve.suggestion > 1e-3
 
 
 def test_a_scheduler_holds_rates_of_its_own():

@@ -344,6 +344,24 @@ def test_nets_of_other_libraries_forms_are_one_graph(kind, capsys, capturing):
     assert type(capturing._active_collector) is Collector
 
 
+def test_an_optimizer_that_holds_parameters_of_another_module(small, capsys):
+    """They get no gradient in these steps, and stay as they are."""
+    runs = []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        net, other = nn.Linear(4, 2), nn.Linear(3, 1)
+        optimizer = adam([*net.parameters(), *other.parameters()])
+        other(torch.ones(1, 3)).sum().backward()
+        optimizer.step()  # so that they have a state
+        optimizer.zero_grad()
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, other=other)
+        loader = DataLoader(TensorDataset(*small), 20)
+        history = model.fit(loader, epochs=2, plot=False, cpu=True, compile=compile_it)
+        runs.append((history, nn.ModuleList([net, other])))
+    assert_close(runs[:1], runs[1:])
+    assert ONE_GRAPH in capsys.readouterr().out
+
+
 def test_exact_and_auto_stay_exact(capsys):
     train(ZOO["mlp"], adam, compile="auto", exact=True)
     assert "compile:" not in capsys.readouterr().out

@@ -84,8 +84,13 @@ class CompiledEngine:
         self.gradients: list[Any] = []
         self.optimizer, self.module = graphed.optimizer, graphed.module
         self._updates = make_updates(self.optimizer)
+        own = {id(parameter) for parameter in self.module.parameters()}  # others get no gradient
         groups = [
-            [p for p in group["params"] if p.requires_grad and self._has_state(p, update)]
+            [
+                p
+                for p in group["params"]
+                if id(p) in own and p.requires_grad and self._has_state(p, update)
+            ]
             for group, update in zip(self.optimizer.param_groups, self._updates, strict=True)
         ]
         check_clipping(graphed.settings.clip_grad_norm, graphed.net, groups)

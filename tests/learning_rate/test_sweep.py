@@ -179,6 +179,31 @@ def test_one_low_loss_at_the_beginning_is_no_lowest_mean():
     assert curve.suggestion > 1e-3
 
 
+def test_an_optimizer_with_attributes_of_its_own():
+    """torch leaves them out where it copies an optimizer; the copy's parameters are the copy's."""
+
+    class Drawn(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.held = [param for group in self.param_groups for param in group["params"]]
+            self.first = [param.detach().clone() for param in self.held]
+            self.num_steps = 0
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.num_steps += 1
+            super().step()
+            for param, first in zip(self.held, self.first, strict=True):
+                param.lerp_(first, 1e-3)
+
+    model = make_model(Drawn)
+    before = [param.detach().clone() for param in model.net.parameters()]
+    curve = model.find_lr(make_data(), quiet=True)
+    assert model.optimizer.num_steps == 0
+    assert all(map(torch.equal, before, model.net.parameters()))
+    assert min(curve.smoothed[40:]) < curve.smoothed[20] - 0.05  # it is the copy that learnt
+
+
 def test_a_scheduler_holds_rates_of_its_own():
     model = make_model()
     model.lr_scheduler = torch.optim.lr_scheduler.StepLR(model.optimizer, 10)

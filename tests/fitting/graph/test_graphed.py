@@ -209,11 +209,15 @@ def test_a_loss_that_is_not_finite_leaves_weights_as_they_were():
     inputs, labels = ZOO["mlp"].make_rows()
     inputs[50] = float("nan")
     net = ZOO["mlp"].make()
-    model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+    optimizer = adam(net.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, scheduler)
     loader = DataLoader(TensorDataset(inputs, labels), 8)
     with pytest.raises(NonFiniteError, match="step 7 of epoch 1"):
         model.fit(loader, epochs=2, cpu=True, plot=False, quiet=True, compile=True)
     assert all(p.isfinite().all() for p in net.parameters())
+    assert {float(state["step"]) for state in optimizer.state.values()} == {6.0}
+    assert scheduler.last_epoch == 6
 
 
 def test_bf16_and_nested_batches(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,6 +79,7 @@ class CompiledEngine:
 
     exact = False
     updates = True
+    updated = True
 
     def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
         self.params: list[torch.Tensor] = []
@@ -125,6 +127,10 @@ class CompiledEngine:
         for update in self._updates:
             update.refresh()
         results = self._call([*self._fixed, *leaves])
+        self.updated = math.isfinite(results[0].item())
+        if not self.updated:
+            for update in self._updates:
+                update.take_back()
         return results[0], self._preds_of(results)
 
     def finish(self) -> None:

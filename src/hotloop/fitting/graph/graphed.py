@@ -384,7 +384,7 @@ class GraphedStep:
         if not engine.updates:
             gradients, engine.gradients = engine.gradients, []
             loss = step.use_gradients(loss, batch, engine.params, gradients)
-        elif self.settings.trains:
+        elif self.settings.trains and engine.updated:
             self.optimizer._opt_called = True  # what a scheduler looks for
             step.step_scheduler()
         output = StepOutput(loss, preds, self._module.labels(leaves))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import EpochRunner, KerasModel, StepRunner
 from hotloop.errors import DiagnosisError, SettingsError
+from hotloop.learning_rate.curve import LearningRateCurve
 
 
 def make_data(num_samples: int = 640, batch_size: int = 32) -> DataLoader:
@@ -172,6 +173,45 @@ def test_where_no_rate_helps_there_is_no_suggestion():
     assert "the loss went down at none" in str(curve)
     assert model.optimizer.param_groups[0]["lr"] == 1e-3
     curve.plot()
+
+
+def test_one_low_loss_at_the_beginning_is_no_lowest_mean():
+    """The first running means are of few losses; a rate below the sweep's was suggested."""
+    noise = np.random.default_rng(0).normal(size=80)
+    rates = np.geomspace(1e-6, 1.0, 80)
+    for losses in ([-2.5, *noise[1:]], [*noise[:3], -4.0, *noise[4:]]):
+        curve = LearningRateCurve(list(rates), losses, False, make_model(), [1.0])
+        assert curve.smoothed.index(min(curve.smoothed)) < 10
+        with pytest.raises(DiagnosisError, match="went down at no learning rate"):
+            print(curve.suggestion)
+    falling = [-2.5, *noise[1:40], *(noise[40:] - np.linspace(0, 5, 40))]
+    curve = LearningRateCurve(list(rates), falling, False, make_model(), [1.0])
+    assert curve.suggestion > 1e-3
+
+
+def test_an_optimizer_with_attributes_of_its_own():
+    """torch leaves them out where it copies an optimizer; the copy's parameters are the copy's."""
+
+    class Drawn(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.held = [param for group in self.param_groups for param in group["params"]]
+            self.first = [param.detach().clone() for param in self.held]
+            self.num_steps = 0
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            self.num_steps += 1
+            super().step()
+            for param, first in zip(self.held, self.first, strict=True):
+                param.lerp_(first, 1e-3)
+
+    model = make_model(Drawn)
+    before = [param.detach().clone() for param in model.net.parameters()]
+    curve = model.find_lr(make_data(), quiet=True)
+    assert model.optimizer.num_steps == 0
+    assert all(map(torch.equal, before, model.net.parameters()))
+    assert min(curve.smoothed[40:]) < curve.smoothed[20] - 0.05  # it is the copy that learnt
 
 
 def test_a_scheduler_holds_rates_of_its_own():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,7 +232,9 @@ def copied(model: Any) -> Any:
     scheduler, clock = model.lr_scheduler, model._clock
     model.lr_scheduler = model._clock = None  # a scheduler's copy would act on the original
     try:
-        duplicate = copy.deepcopy(model)
+        memo: dict[int, Any] = {}
+        duplicate = copy.deepcopy(model, memo)
+        _copy_attributes(model.optimizer, duplicate.optimizer, memo)
     finally:
         model.lr_scheduler, model._clock = scheduler, clock
     for group in duplicate.optimizer.param_groups:
@@ -239,6 +243,22 @@ def copied(model: Any) -> Any:
         else:
             group["lr"] = 0.0
     return duplicate
+
+
+def _copy_attributes(optimizer: Any, duplicate: Any, memo: dict[int, Any]) -> None:
+    """Copy what an optimizer's class set on ``self``, which torch's ``__getstate__`` leaves out.
+
+    Not its hooks, nor a ``step`` that was put there (schedulers do): they act on the original.
+
+    Args:
+        optimizer: the original.
+        duplicate: what ``copy.deepcopy`` made of it.
+        memo: of that copy, so that parameters are those of the copied net.
+    """
+    for name, value in vars(optimizer).items():
+        is_function = isinstance(value, (types.FunctionType, types.MethodType, functools.partial))
+        if name not in vars(duplicate) and not name.startswith("_optimizer_") and not is_function:
+            setattr(duplicate, name, copy.deepcopy(value, memo))
 
 
 def _base_of(kind: type[Any]) -> Any:

@@ -75,13 +75,16 @@ class LearningRateCurve:
     def suggestion(self) -> float:
         """A rate to begin with: a tenth of the one where the running mean was lowest.
 
+        Only means of at least 20 losses count.
+
         A rule of thumb, as fast.ai's course taught it; benchmarks/README.md has what training
         with it reached on ten jobs, beside two other rules.
 
         Raises:
             DiagnosisError: the loss went down at no rate.
         """
-        lowest = min(self.smoothed, default=math.inf)
+        # the means before are of so few losses that the lowest of them says little
+        lowest = min(self.smoothed[NUM_FIRST - 1 :], default=math.inf)
         first = self.losses[:NUM_FIRST]
         if len(first) < NUM_FIRST or lowest >= statistics.fmean(first) - _noise(first):
             raise DiagnosisError(
@@ -89,7 +92,7 @@ class LearningRateCurve:
                 f"there is none to suggest: look at plot(), and sweep other rates with min_lr and "
                 f"max_lr, or more steps."
             )
-        return self.rates[self.smoothed.index(lowest)] / _BELOW
+        return self.rates[self.smoothed.index(lowest, NUM_FIRST - 1)] / _BELOW
 
     def apply(self) -> float:
         """Set the suggestion in the model's optimizer; other groups keep their ratio to the first.

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from called_again import use_stand_in
+from called_again import CalledAgain, use_stand_in
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
@@ -141,6 +141,25 @@ def test_a_group_that_is_added(loader, engines):
     eager = fit(loader, False, add_body, only_head)
     assert_same(eager, fit(loader, True, add_body, only_head))
     assert len(engines) == 2
+
+
+@pytest.mark.parametrize("inductor", [False, True])
+def test_a_layer_that_is_replaced_while_the_optimizer_keeps_the_old_one(
+    loader, monkeypatch, capsys, inductor
+):
+    """Its parameters get no gradient, and the optimizer passes them over."""
+
+    def replace(model):
+        torch.manual_seed(1)
+        model.net.head = nn.Linear(8, 2)
+        model.optimizer.add_param_group({"params": list(model.net.head.parameters())})
+
+    eager = fit(loader, False, replace)
+    engines = use_stand_in(monkeypatch, CalledAgain, inductor=inductor)
+    numbers, _ = fit(loader, True, replace)
+    torch.testing.assert_close(numbers, eager[0], rtol=1e-3, atol=1e-3)
+    assert len(engines) == 2
+    assert "compile: the training step is left" not in capsys.readouterr().out
 
 
 def test_gradients_that_nobody_clears(loader, engines, capsys):

@@ -209,11 +209,15 @@ def test_a_loss_that_is_not_finite_leaves_weights_as_they_were():
     inputs, labels = ZOO["mlp"].make_rows()
     inputs[50] = float("nan")
     net = ZOO["mlp"].make()
-    model = KerasModel(net, nn.CrossEntropyLoss(), None, adam(net.parameters()))
+    optimizer = adam(net.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, scheduler)
     loader = DataLoader(TensorDataset(inputs, labels), 8)
     with pytest.raises(NonFiniteError, match="step 7 of epoch 1"):
         model.fit(loader, epochs=2, cpu=True, plot=False, quiet=True, compile=True)
     assert all(p.isfinite().all() for p in net.parameters())
+    assert {float(state["step"]) for state in optimizer.state.values()} == {6.0}
+    assert scheduler.last_epoch == 6
 
 
 def test_bf16_and_nested_batches(capsys):
@@ -342,6 +346,24 @@ def test_nets_of_other_libraries_forms_are_one_graph(kind, capsys, capturing):
     assert_close(runs[:1], runs[1:])
     assert runs[0][0]["train_acc"].equals(runs[1][0]["train_acc"])
     assert type(capturing._active_collector) is Collector
+
+
+def test_an_optimizer_that_holds_parameters_of_another_module(small, capsys):
+    """They get no gradient in these steps, and stay as they are."""
+    runs = []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        net, other = nn.Linear(4, 2), nn.Linear(3, 1)
+        optimizer = adam([*net.parameters(), *other.parameters()])
+        other(torch.ones(1, 3)).sum().backward()
+        optimizer.step()  # so that they have a state
+        optimizer.zero_grad()
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer, other=other)
+        loader = DataLoader(TensorDataset(*small), 20)
+        history = model.fit(loader, epochs=2, plot=False, cpu=True, compile=compile_it)
+        runs.append((history, nn.ModuleList([net, other])))
+    assert_close(runs[:1], runs[1:])
+    assert ONE_GRAPH in capsys.readouterr().out
 
 
 def test_exact_and_auto_stay_exact(capsys):

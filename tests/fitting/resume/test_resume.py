@@ -21,7 +21,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from hotloop import KerasModel
 from hotloop.checkpoint.run import RunFolder
 from hotloop.checkpoint.run.tree import encode
-from hotloop.errors import CheckpointError, NonFiniteError, RunInUseError, SettingsError
+from hotloop.errors import (
+    CheckpointError,
+    NonFiniteError,
+    RunInterrupted,
+    RunInUseError,
+    SettingsError,
+)
 
 TESTS = Path(__file__).parents[2]
 
@@ -478,6 +484,56 @@ def test_a_compiled_run_goes_on_with_the_graph(tmp_path: Path, settings: dict):
     with pytest.raises(StopHereError):
         fit("cut", callbacks=[StopAfter(2)])
     assert fit("cut") == whole
+
+
+class Warms(nn.Module):
+    """With a temperature that a callback changes in each epoch, which leads to a new graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.tau = nn.Linear(4, 2), 1.0
+
+    def forward(self, inputs):
+        return self.layer(inputs).tanh() / self.tau
+
+
+class Warming:
+    def on_train_epoch_end(self, model):
+        model.net.tau = 1.0 + len(model.history["epoch"])
+
+
+@pytest.mark.parametrize("stop_at", [1, 25])
+def test_a_compiled_run_that_is_cut_begins_its_graphs_at_the_same_steps(small, stop_at: int):
+    """Cut before the first graph, or when as many were built as there may be."""
+    torch.set_num_threads(1)
+
+    def fit(folder: str, stops: bool = False):
+        num_steps = 0
+
+        def transform(inputs):
+            nonlocal num_steps
+            num_steps += 1
+            if stops and num_steps == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            return inputs
+
+        torch.manual_seed(0)
+        net = Warms().double()
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+        if folder == "cut" and not stops:
+            net.tau = 1.0 + stop_at // 10  # what a callback sets is the script's to set again
+        loader = DataLoader(TensorDataset(small[0].double(), small[1]), 20, shuffle=True)
+        model.fit(
+            loader, epochs=6, ckpt_path=folder, compile=True, resume=True, quiet=True,
+            batch_transform=transform, callbacks=[Warming()],
+        )  # fmt: skip
+        return [tensor.clone() for tensor in net.state_dict().values()]
+
+    whole = fit("whole")
+    with pytest.raises(RunInterrupted):
+        fit("cut", stops=True)
+    assert all(map(torch.equal, fit("cut"), whole))
 
 
 def test_saving_changes_no_number(small):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,14 +79,20 @@ class CompiledEngine:
 
     exact = False
     updates = True
+    updated = True
 
     def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
         self.params: list[torch.Tensor] = []
         self.gradients: list[Any] = []
         self.optimizer, self.module = graphed.optimizer, graphed.module
         self._updates = make_updates(self.optimizer)
+        own = {id(parameter) for parameter in self.module.parameters()}  # others get no gradient
         groups = [
-            [p for p in group["params"] if p.requires_grad and self._has_state(p, update)]
+            [
+                p
+                for p in group["params"]
+                if id(p) in own and p.requires_grad and self._has_state(p, update)
+            ]
             for group, update in zip(self.optimizer.param_groups, self._updates, strict=True)
         ]
         check_clipping(graphed.settings.clip_grad_norm, graphed.net, groups)
@@ -120,6 +127,10 @@ class CompiledEngine:
         for update in self._updates:
             update.refresh()
         results = self._call([*self._fixed, *leaves])
+        self.updated = math.isfinite(results[0].item())
+        if not self.updated:
+            for update in self._updates:
+                update.take_back()
         return results[0], self._preds_of(results)
 
     def finish(self) -> None:

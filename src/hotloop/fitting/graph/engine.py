@@ -14,12 +14,14 @@ class Engine(Protocol):
     Attributes:
         exact: whether replaying gives bitwise what the eager step gives.
         updates: whether it ends with the update, and not with the gradients.
+        updated: whether the last step did; not on a CPU where its loss was not finite.
         params: what the gradients are of; none where it updates.
         gradients: of the last step, new tensors; None where a parameter has none.
     """
 
     exact: bool
     updates: bool
+    updated: bool
     params: list[torch.Tensor]
     gradients: list[Any]
 

@@ -49,6 +49,7 @@ class CompiledGradients:
 
     exact = False
     updates = False
+    updated = False
 
     def __init__(self, graphed: Any, leaves: Sequence[torch.Tensor]) -> None:
         self.module = graphed.module

@@ -149,6 +149,7 @@ class GraphedStep:
         self._begins = False  # an epoch whose first step was not looked at yet
         self._eager_form: tuple[Any, ...] | None = None  # of the last eager step
         self._saved_form: list[Any] | None = None  # of the graph that it goes on with
+        self._saved_eager_form: list[Any] | None = None  # of the last eager step elsewhere
         self._hooks: Any = None
         self._places = BatchPlaces()
         self._worth = Worth(accelerator.device, settings.num_steps)
@@ -225,6 +226,11 @@ class GraphedStep:
             "gives_whole": self._gives_whole,
             "preds_shape": None if self.preds_like is None else list(self.preds_like.shape),
             "form": self._saved_form if self._engine is None else as_plain(self._form),
+            "eager_form": self._saved_eager_form
+            if self._eager_form is None
+            else as_plain(self._eager_form),
+            "steps_first": self._steps_first,
+            "num_builds": self._num_builds - self._num_without_inductor + self._is_to_rebuild,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,8 +245,12 @@ class GraphedStep:
         self._goes_on_with = state.get("kernels", "inductor, cpu")
         if state.get("preds_shape") is not None:
             self.preds_like = torch.empty(state["preds_shape"], device="meta")
+        self._saved_eager_form = state.get("eager_form")
+        # the graph that it goes on with is built once more here
+        self._num_builds = max(state.get("num_builds", 0) - self._goes_on, 0)
         # where an eager step is as good as the graph's, it tells what that needs to know
-        self._steps_first = not self._num_steps or not self._rounds_anew
+        steps_first = state.get("steps_first", not self._num_steps)
+        self._steps_first = steps_first or not self._rounds_anew
 
     def start_epoch(self, net: nn.Module, loss_fn: Any, optimizer: Any) -> None:
         """Look again, before the next step, whether what was proven still holds.
@@ -337,6 +347,8 @@ class GraphedStep:
         if self._goes_on and self._saved_form is not None:
             return as_plain(form) == self._saved_form
         usual = form == self._eager_form
+        if self._eager_form is None and self._saved_eager_form is not None:
+            usual = as_plain(form) == self._saved_eager_form
         self._num_other_forms = 0 if usual else self._num_other_forms + 1
         if self._num_other_forms > _MAX_EAGER_FORMS:
             raise DeclinedError("its batches differ in shape")
@@ -384,7 +396,7 @@ class GraphedStep:
         if not engine.updates:
             gradients, engine.gradients = engine.gradients, []
             loss = step.use_gradients(loss, batch, engine.params, gradients)
-        elif self.settings.trains:
+        elif self.settings.trains and engine.updated:
             self.optimizer._opt_called = True  # what a scheduler looks for
             step.step_scheduler()
         output = StepOutput(loss, preds, self._module.labels(leaves))
@@ -472,6 +484,11 @@ class GraphedStep:
         Its steps count then, where they differ from eager ones by rounding.
         """
         return self._goes_on and self._rounds_anew and self._goes_on_with == self._kernels
+
+    @property
+    def _is_to_rebuild(self) -> bool:
+        """Whether another process's graph was not built here yet."""
+        return self._goes_on and self._engine is None
 
     @property
     def _rounds_anew(self) -> bool:

@@ -51,10 +51,17 @@ def compile_step(
         DeclinedError: it does not compile.
     """
     flat, spec = pytree.tree_flatten(list(arguments))
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
     try:
         return _compile(function, flat, spec, rewrites)
     except DeclinedError:
         raise
+    except DynamicOutputShapeException as error:
+        raise DeclinedError(
+            f"forward or loss makes a tensor whose shape depends on values ({first_line(error)}), "
+            f"by a boolean mask as index for instance"
+        ) from error
     except Exception as error:
         raise DeclinedError(f"the step does not compile: {first_line(error)}") from error
 

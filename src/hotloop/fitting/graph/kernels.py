@@ -108,13 +108,17 @@ class InductorKernels:
         arguments: list[Any] = [self._state, sketch.leaves]
         arguments += [] if sketch.scale is None else [sketch.scale]
         self._pure: Any
+        ids = {id(parameter) for parameter in module.parameters()}
+        own = [id(param) in ids for param in sketch.params or ()]  # others get no gradient
         if sketch.params is None:
             self._pure = PureForward(module, sketch.autocast)
         else:
-            self._pure = PureGradients(module, sketch.params, sketch.autocast)
+            params = [p for p, is_own in zip(sketch.params, own, strict=True) if is_own]
+            self._pure = PureGradients(module, params, sketch.autocast)
         with torch.no_grad():
             self._call, spec = compile_step(self._pure, arguments, rewrites)
-        self._given: list[bool] = [] if sketch.params is None else self._pure.given
+        given = iter(() if sketch.params is None else self._pure.given)
+        self._given: list[bool] = [is_own and next(given) for is_own in own]
         self._inputs = torch.utils._pytree.tree_leaves(arguments)
         self._preds_of = preds_reader(spec)
 

@@ -10,6 +10,8 @@ nothing of the net.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +24,16 @@ from hotloop.fitting.graph.declined import DeclinedError, first_line
 _KNOWN_NAMESPACES = ("aten", "prims", "prim")
 # a GRU of 32 steps became 1,900 operations and took 16 to 40 s to compile, on two cores
 _MAX_UNROLLED_STEPS = 64
+_OPERATORS = {  # of Dynamo's, whose names say nothing to who did not write them
+    "autograd_function_apply": "forward calls an autograd.Function",
+    "register_hook": "forward adds a hook to a tensor",
+    "tag_activation_checkpoint": "forward computes activations twice (torch.utils.checkpoint)",
+}
 _RECURRENT = (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)
+_IS_OFF = (
+    "Dynamo, which proves steps, is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance or "
+    "torch._dynamo.config.disable)"
+)
 _HIDDEN_STATE = "cuDNN keeps the random state of dropout between recurrent layers to itself"
 
 
@@ -157,6 +168,8 @@ def _collecting_nothing() -> Iterator[None]:
 
 def _call(module: nn.Module) -> Callable[..., Any]:
     def forward(*leaves: torch.Tensor) -> Any:
+        if not torch.compiler.is_compiling():  # it is True while Dynamo traces
+            raise DeclinedError(_IS_OFF)
         return module(*leaves)
 
     # Dynamo keeps traces, and a limit to their number, by code object: this one is the run's own
@@ -182,7 +195,9 @@ def _find_foreign_operation(graph: torch.fx.GraphModule, device: torch.device) -
         if node.op == "call_function":
             namespace = getattr(node.target, "namespace", "aten")
             if namespace not in _KNOWN_NAMESPACES:
-                return f"forward calls the custom operator {node.target}"
+                return _OPERATORS.get(
+                    str(node.target), f"forward calls the custom operator {node.target}"
+                )
         value = node.meta.get("example_value")
         if isinstance(value, torch.Tensor) and value.device.type != device.type:
             return f"forward computes on the {value.device.type} as well"
@@ -231,7 +246,41 @@ def _find_unrolled(graph: torch.fx.GraphModule, one_operation: bool) -> str | No
 
 
 def _first_sentence(error: Exception) -> str:
-    for line in str(error).splitlines():
+    text = str(error)
+    found = first_line(error)
+    for line in text.splitlines():
+        if "side effects happened" in line:
+            return _name_side_effects(line)
         if line.strip().startswith("Explanation:"):
-            return f"forward or loss cannot be traced: {line.split(':', 1)[1].strip()[:200]}"
-    return f"forward or loss cannot be traced: {first_line(error)}"
+            found = line.split(":", 1)[1].strip()[:200]
+            break
+    return f"forward or loss cannot be traced{_find_place(text)}: {found}"
+
+
+def _find_place(text: str) -> str:
+    """Return where in the user's code Dynamo stopped, as far as its error tells."""
+    frames = re.findall(
+        r'File "([^"]+)", line (\d+), in \S+\n', text.partition("from user code:")[2]
+    )
+    package, own = os.path.dirname(torch.__file__), os.path.dirname(__file__)
+    for path, line in reversed(frames):
+        if not path.startswith((package, own)):
+            return f" ({os.path.basename(path)}, line {line})"
+    return ""
+
+
+def _name_side_effects(line: str) -> str:
+    """Say what Dynamo found, without its words for the places: ``["L['module']._modules['net']"]``.
+
+    The modules below the one that holds net and loss are named as the user sees them.
+    """
+    places = []
+    for source in re.findall(r'"([^"]*)"', line):
+        path = ".".join(re.findall(r"_modules\['([^']*)'\]", source))
+        if path and source.endswith("._buffers"):
+            places.append(f"a buffer of {path} that is assigned and not written in place")
+        elif path:
+            attributes = source.rpartition("_modules")[2].partition("]")[2].strip(".")
+            places.append(f"{path}.{attributes}" if attributes else f"an attribute of {path}")
+    what = ", ".join(places[:3]) or "a list, a counter or another Python object"
+    return f"each call of forward or loss changes Python's objects, which a graph does not: {what}"

@@ -56,6 +56,7 @@ class ReplayEngine:
     """
 
     updates = True  # there is nothing to update
+    updated = True
 
     def __init__(
         self,

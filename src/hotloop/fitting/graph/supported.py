@@ -27,10 +27,18 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
     """
     if world_size() > 1:
         raise DeclinedError("several processes train together")
-    if hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
+    if _is_compiled(net):
         raise DeclinedError("the net is compiled already")
+    for part in net.modules():
+        if _is_compiled(part):
+            inner = getattr(part, "_orig_mod", part)
+            raise DeclinedError(f"a part of the net ({type(inner).__name__}) is compiled already")
     if optimizer is None:
         return
+    if any(map(_is_sparse, net.modules())):
+        raise DeclinedError("an embedding makes sparse gradients, which no graph holds")
+    if accelerator.device.type == "cpu" and any(p.is_complex() for p in net.parameters()):
+        raise DeclinedError("the net has complex parameters, which Inductor has no code for")
     left = 0
     if hasattr(optimizer, "param_groups"):  # else nobody knows what it holds
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -45,6 +53,18 @@ def check_supported(net: nn.Module, loss_fn: Any, accelerator: Accelerator, opti
     if accelerator.scaler is not None and accelerator.device.type == "cpu":
         raise DeclinedError("fp16 scales the loss; bf16 can be compiled")
     Hooks(net, loss_fn).check()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Tell of ``torch.compile``, ``module.compile()`` and TorchScript."""
+    is_compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    return is_compiled or isinstance(module, torch.jit.ScriptModule)
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return False
+    return bool(module.sparse) and module.weight.requires_grad
 
 
 def why_gradients_alone(accelerator: Accelerator, optimizer: Any) -> str | None:

@@ -59,6 +59,10 @@ class AdamUpdate:
         values[5] = 1 - beta2
         values[6] = 1 - rate * decay if self.decoupled else decay
 
+    def take_back(self) -> None:
+        """Do not count the last step: its loss was not finite, and nothing was updated."""
+        self._num_steps -= 1
+
     def finish(self) -> None:
         """Write the count of steps into the optimizer's state."""
         for step in self._steps:
@@ -101,6 +105,9 @@ class SgdUpdate:
         group, values = self.group, self._values
         values[0], values[1] = group["lr"], group["weight_decay"]
         values[2], values[3] = group["momentum"], 1 - group["dampening"]
+
+    def take_back(self) -> None:
+        """Nothing is counted."""
 
     def finish(self) -> None:
         """Nothing is counted."""

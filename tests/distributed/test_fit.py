@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from builders import make_mlp
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, StepRunner, load_weights
-from hotloop.errors import LabelError, SettingsError
+from hotloop.errors import LabelError, ProcessError, SettingsError
 
 
 def train(small, batch_size, **options):
@@ -132,3 +134,25 @@ def test_what_belongs_to_class_parameter_and_loader_goes_along_and_comes_back(sm
     assert groups[1]["params"][0] is several.net[0].weight
     assert several.net[0].weight.requires_grad
     assert torch.equal(state, state_after)  # the next fit goes on drawing where one process would
+
+
+class LeavesOut(nn.Module):
+    """A net of whose parts one process leaves one out in the last step of an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.num_steps = 0
+
+    def forward(self, inputs):
+        self.num_steps += self.training
+        preds = self.used(inputs)
+        alone = os.environ.get("RANK") == "1" and self.num_steps == 5
+        return preds if alone else preds + self.idle(inputs)
+
+
+def test_a_part_left_out_by_one_process_in_the_last_step_is_named_and_nobody_waits(small):
+    model = KerasModel(LeavesOut(), nn.CrossEntropyLoss())
+    data = (small[0][:100], small[1][:100])
+    with pytest.raises(ProcessError, match=r"idle.weight, idle.bias got no gradient"):
+        model.fit(data, epochs=1, batch_size=10, cpu=True, devices=2, plot=False, quiet=True)

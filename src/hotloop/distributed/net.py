@@ -37,6 +37,7 @@ class NetInParallel(nn.Module):
         super().__init__()
         self.module, self._device = module, device
         self._trained: set[int] = set()
+        self._named: list[tuple[str, nn.Parameter]] = []
         self._averages = False
         self.follow_trained()
 
@@ -48,7 +49,8 @@ class NetInParallel(nn.Module):
         trained = {id(p) for p in self.module.parameters() if p.requires_grad}
         if "_parallel" in self.__dict__ and trained == self._trained:
             return
-        self._trained, self._checked = trained, False
+        self._trained = trained
+        self._named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         # not a submodule: its parameters are those of ``module``. The one before must be gone
         # before the next one comes: both would answer to each gradient
         self.__dict__["_parallel"] = None
@@ -86,15 +88,16 @@ class NetInParallel(nn.Module):
             raise ProcessError(text) from error
 
     def check_gradients(self) -> None:
-        """Refuse, after the first backward pass, parameters that got no gradient.
+        """Refuse, after a backward pass, parameters that got no gradient.
+
+        At once, for where that is so in one process only, the others wait for it.
 
         Raises:
             ProcessError: names them; the weights are unchanged.
         """
-        if self._checked:
+        if not self._averages:
             return
-        self._checked = True
-        unused = [name for name, p in self.named_parameters() if p.requires_grad and p.grad is None]
+        unused = [name for name, p in self._named if p.grad is None]
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))

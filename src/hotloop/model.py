@@ -359,7 +359,7 @@ class KerasModel(nn.Module):
         runner = self.StepRunner(
             net=self.net,
             loss_fn=self.loss_fn,
-            accelerator=accelerator,
+            accelerator=accelerator.alone(),  # of several processes one may ask
             stage="val",
             metrics_dict=self.metrics_dict,
             **self.kwargs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from builders import make_mlp
@@ -9,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
-from hotloop import KerasModel, load_weights
-from hotloop.errors import LabelError, SettingsError
+from hotloop import KerasModel, StepRunner, load_weights
+from hotloop.errors import LabelError, ProcessError, SettingsError
 
 
 def train(small, batch_size, **options):
@@ -83,3 +85,74 @@ def test_the_numbers_of_one_process(small, capfd):
     assert out.count("epoch 3/3") == 1
     assert out.count("several processes train together") == 1  # why compile= fell back
     assert several.evaluate(small, quiet=True)["val_acc"] > 0.5
+
+
+class Counts(StepRunner):
+    """Put on KerasModel itself, as torchkeras' users do."""
+
+    def __call__(self, batch):
+        losses, values = super().__call__(batch)
+        return losses | {f"{self.stage}_mine": torch.tensor(1.0)}, values
+
+
+class Grows:
+    """Unfreezes the first layer after an epoch, in a group of its own."""
+
+    def on_train_epoch_end(self, model):
+        if len(model.optimizer.param_groups) == 1:
+            model.net[0].requires_grad_(True)
+            parameters = list(model.net[0].parameters())
+            model.optimizer.add_param_group({"params": parameters, "lr": 0.02})
+
+
+def test_what_belongs_to_class_parameter_and_loader_goes_along_and_comes_back(small, monkeypatch):
+    monkeypatch.setattr(KerasModel, "StepRunner", Counts)
+
+    def train(batch_size, **options):
+        torch.manual_seed(0)
+        net = make_mlp()
+        net[0].requires_grad_(False)
+        net[2].weight.register_hook(lambda gradient: gradient * 0.5)
+        optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1, momentum=0.9)
+        generator = torch.Generator().manual_seed(3)
+        data = TensorDataset(small[0][:96], small[1][:96])
+        loader = DataLoader(data, batch_size, shuffle=True, generator=generator)
+        model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+        rest = {"epochs": 3, "cpu": True, "plot": False, "quiet": True, "callbacks": [Grows()]}
+        history = model.fit(loader, **rest, **options)
+        return model, history, generator.get_state()
+
+    alone, expected, state_after = train(32)
+    several, history, state = train(16, devices=2)
+    assert list(history.columns) == ["epoch", "train_loss", "train_mine", "lr"]
+    for column in history:
+        assert history[column].tolist() == pytest.approx(expected[column].tolist(), abs=1e-6)
+    for name, weight in alone.net.state_dict().items():
+        assert torch.allclose(weight, several.net.state_dict()[name], atol=1e-6), name
+    groups = several.optimizer.param_groups
+    assert [group["lr"] for group in groups] == [0.1, 0.02]
+    assert groups[1]["params"][0] is several.net[0].weight
+    assert several.net[0].weight.requires_grad
+    assert torch.equal(state, state_after)  # the next fit goes on drawing where one process would
+
+
+class LeavesOut(nn.Module):
+    """A net of whose parts one process leaves one out in the last step of an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.num_steps = 0
+
+    def forward(self, inputs):
+        self.num_steps += self.training
+        preds = self.used(inputs)
+        alone = os.environ.get("RANK") == "1" and self.num_steps == 5
+        return preds if alone else preds + self.idle(inputs)
+
+
+def test_a_part_left_out_by_one_process_in_the_last_step_is_named_and_nobody_waits(small):
+    model = KerasModel(LeavesOut(), nn.CrossEntropyLoss())
+    data = (small[0][:100], small[1][:100])
+    with pytest.raises(ProcessError, match=r"idle.weight, idle.bias got no gradient"):
+        model.fit(data, epochs=1, batch_size=10, cpu=True, devices=2, plot=False, quiet=True)

@@ -47,13 +47,21 @@ def ended(pid):
     return state == "Z"
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """Return what the script said in each of its fits, and the processes of the last one."""
+    copies = tmp_path_factory.mktemp("copies")
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(SCRIPT), "raise", "kill", "interrupt", "orphan"],
         cwd=tmp_path_factory.mktemp("launched"),
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"TMPDIR": str(copies)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,7 +79,7 @@ def told(tmp_path_factory):
     finally:
         process.kill()
         process.communicate(timeout=300)
-    return {case: "".join(lines) for case, lines in said.items()}, children
+    return {case: "".join(lines) for case, lines in said.items()}, children, copies
 
 
 def test_an_error_of_one_process_is_the_callers_own(told):
@@ -97,9 +105,28 @@ def test_ctrl_c_stops_all_at_the_same_step(told):
 
 
 def test_processes_end_with_their_parent(told):
-    children = told[1]
+    children, copies = told[1:]
     assert len(children) == 2
-    deadline = time.monotonic() + 60
-    while not all(map(ended, children)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: all(map(ended, children)))
+    assert not list(copies.glob("hotloop-*"))  # what they were given, as large as the data
+
+
+def test_a_process_that_starts_alone_ends_with_its_parent(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "orphan"],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: children_of(process.pid))
+        process.send_signal(signal.SIGSTOP)  # maybe before the second one
+        children = children_of(process.pid)
+        if len(children) > 1:
+            os.kill(children[-1], signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: all(map(ended, children)))
+    assert not list(tmp_path.glob("hotloop-*"))

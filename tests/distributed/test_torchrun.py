@@ -41,7 +41,10 @@ def test_values_are_added_gathered_and_saved_over_processes(found):
     assert found["meeting"] == "both agree"
 
 
-@pytest.mark.parametrize("case", ["plain", "accumulated", "own_runner"])
+CASES = ["plain", "accumulated", "own_runner", "loss_with_weights", "own_runner_and_loss"]
+
+
+@pytest.mark.parametrize("case", [*CASES, "by_method", "unfrozen"])
 def test_the_numbers_of_one_process(found, case):
     assert found[case]["weights"] < 1e-6
     assert found[case]["history"] < 1e-6
@@ -59,3 +62,15 @@ def test_the_scripts_own_distributed_sampler(found):
 
 def test_a_parameter_without_gradient_is_named(found):
     assert found["unused"].startswith("idle.weight, idle.bias got no gradient")
+
+
+def test_a_bar_that_one_process_draws_waits_for_no_other(found):
+    assert found["bar"] == "its own"
+
+
+def test_a_value_that_only_some_steps_return_is_averaged_over_those(found):
+    assert found["adds"] == [3.0, 3.0]
+
+
+def test_weights_that_differ_between_processes_are_named(found):
+    assert found["spoiled"].startswith("0.weight differ between the processes after epoch 2")

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import hotloop
-from hotloop.distributed.transfer import write_objects
+from hotloop.distributed.transfer import read_objects, write_objects
+from hotloop.errors import TransferError
 
 CELL = """class Loss:
     def __call__(self):
@@ -56,3 +60,41 @@ def test_a_traceback_leads_to_the_line_of_a_script_and_of_a_notebooks_cell(tmp_p
         assert f'File "{name}", line 3, in __call__' in done.stderr
         assert f'File "{name}", line 6, in fail\n    raise LookupError(f"no row' in done.stderr
         assert f"# of a {place}" in done.stderr
+
+
+class Keeps(torch.optim.SGD):
+    """An optimizer with an attribute of its own, which Optimizer leaves out when pickled."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.kept = 3
+
+
+def test_an_optimizer_keeps_its_attributes_and_hooks(tmp_path):
+    net, calls = torch.nn.Linear(2, 1), []
+    optimizer = Keeps(net.parameters())
+    optimizer.register_step_pre_hook(lambda *_: calls.append("hook"))
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # wraps ``step``, which cannot be copied
+    write_objects({"net": net, "optimizer": optimizer, "calls": calls}, tmp_path / "objects")
+    copy = read_objects(tmp_path / "objects")
+    assert copy["optimizer"].kept == 3
+    assert copy["optimizer"].param_groups[0]["params"][0] is copy["net"].weight
+    copy["optimizer"].step()
+    assert copy["calls"] == ["hook"]
+
+
+def test_a_loader_is_copied_without_its_running_workers(tmp_path):
+    data = torch.utils.data.TensorDataset(torch.arange(4))
+    loader = torch.utils.data.DataLoader(data, 2, num_workers=1, persistent_workers=True)
+    next(iter(loader))
+    write_objects({"loader": loader}, tmp_path / "objects")
+    copy = read_objects(tmp_path / "objects")["loader"]
+    assert (copy.persistent_workers, copy._iterator) == (True, None)
+    assert loader._iterator is not None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full device is Linux'")
+def test_a_full_disk_is_no_fault_of_the_objects(tmp_path):
+    (tmp_path / "objects").symlink_to("/dev/full")
+    with pytest.raises(TransferError, match=r"full or not writable: set .* TMPDIR"):
+        write_objects({"data": torch.zeros(1_000_000)}, tmp_path / "objects")

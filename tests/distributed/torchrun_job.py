@@ -10,11 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
+from torchmetrics.classification import BinaryAccuracy
 
-from hotloop import KerasModel, StepRunner
+from hotloop import EpochRunner, KerasModel, StepRunner
+from hotloop.callbacks.progress import Progress
 from hotloop.distributed import is_main_process, rank, sum_across, wait_for_all, world_size
 from hotloop.errors import ProcessError
 from hotloop.fitting.accelerator import Accelerator
+from hotloop.fitting.loop import EpochOptions
 from hotloop.metrics import AUC, Accuracy
 
 FOUND: dict[str, object] = {}
@@ -24,12 +27,13 @@ LABELS = (INPUTS[:, :1] > 0).float()
 DATA = TensorDataset(INPUTS, LABELS)
 
 
-def make_model(net=None, seed=0, **options):
+def make_model(net=None, seed=0, kind=KerasModel, loss=nn.BCEWithLogitsLoss, **options):
     torch.manual_seed(seed)
-    net = net or nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.2, momentum=0.9)
+    net, loss_fn = net or nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)), loss()
+    trained = [*net.parameters(), *loss_fn.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.2, momentum=0.9)
     metrics = {"acc": Accuracy(), "auc": AUC()}
-    return KerasModel(net, nn.BCEWithLogitsLoss(), metrics, optimizer, **options)
+    return kind(net, loss_fn, metrics, optimizer, **options)
 
 
 def fit(model, batch_size, **options):
@@ -42,7 +46,8 @@ def fit(model, batch_size, **options):
 
 
 def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+    trained = [*model.net.parameters(), *model.loss_fn.parameters()]
+    return torch.cat([p.detach().flatten() for p in trained])
 
 
 def differs_between_processes(values):
@@ -51,9 +56,10 @@ def differs_between_processes(values):
 
 
 def compare(name, **options):
-    several = make_model(seed=rank(), **options.pop("model", {}))  # the main process' weights win
+    made = options.pop("model", {})
+    several = make_model(seed=rank(), **made)  # the main process' weights win
     history = fit(several, 16, devices="all", **options)
-    alone = make_model()
+    alone = make_model(**made)
     # without devices= each process trains on its own, here on the same data
     expected = fit(alone, 32, ckpt_path="alone.pt", **options)
     FOUND[name] = {
@@ -79,6 +85,47 @@ class OwnRunner(StepRunner):
         return {f"{self.stage}_loss": loss.detach()}, {}
 
 
+class WarmLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.warmth = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, preds, labels):
+        return nn.functional.binary_cross_entropy_with_logits(preds * self.warmth, labels)
+
+
+class ByMethod(KerasModel):
+    def step(self, batch):
+        preds = self.net[2](self.net[1](self.net[0](batch[0])))  # never the net itself
+        return self.loss_fn(preds, batch[1]), preds, batch[1]
+
+
+class AddsNow(KerasModel):
+    def step(self, batch):
+        preds = self.net(batch[0])
+        found = {"loss": self.loss_fn(preds, batch[1]), "preds": preds, "labels": batch[1]}
+        return found | ({"seen": torch.tensor(3.0)} if rank() == 1 else {})
+
+
+class Changes:
+    """Freezes and unfreezes the first layer, and asks of the main process alone what it likes."""
+
+    def on_train_epoch_end(self, model):
+        assert type(model.net) is nn.Sequential
+        layer = model.net[0]
+        layer.requires_grad_(not layer.weight.requires_grad)
+        if rank() == 0:
+            with torch.random.fork_rng():  # whose draws would be those of the order in one process
+                model.evaluate(DATA, quiet=True, batch_size=64)
+
+
+class Spoils:
+    def on_train_epoch_end(self, model):
+        if rank() == 1:
+            with torch.no_grad():
+                model.net[0].weight.add_(0.01)
+
+
 class Unused(nn.Module):
     def __init__(self):
         super().__init__()
@@ -96,6 +143,37 @@ class Watch:
     def on_validation_epoch_end(self, model):
         self.masks.append(torch.rand(4))
         self.buffers.append(model.net.state_dict()["1.running_mean"].clone())
+
+
+class Eager(Progress):
+    """A display of the main process that asks for values after each step."""
+
+    interval_seconds = 0.0
+
+    def wants_values(self):
+        return rank() == 0
+
+
+def bar():
+    """Return a torchmetrics value of an epoch whose bar only the main process draws."""
+    metrics = nn.ModuleDict({"acc": BinaryAccuracy()})
+    model = make_model()
+    runner = StepRunner(
+        model.net,
+        model.loss_fn,
+        Accelerator(torch.device("cpu")),
+        stage="val",
+        metrics_dict=metrics,
+    )
+    epoch = EpochRunner(runner)
+    epoch.options = EpochOptions(progress=Eager())
+    own = TensorDataset(INPUTS[rank() :: 2], LABELS[rank() :: 2])
+    value = epoch(DataLoader(own, 16))["val_acc"]
+    with torch.no_grad():
+        right = (model.net(own.tensors[0]) > 0) == own.tensors[1].bool()
+    assert value == right.float().mean().item(), "the other process' samples are in it"
+    assert metrics["acc"].sync_on_compute, "the user's metric is left as it was"
+    return "its own"
 
 
 def meet():
@@ -120,6 +198,18 @@ def main():
     compare("plain")
     compare("accumulated", gradient_accumulation_steps=3, clip_grad_norm=0.5)
     compare("own_runner", model={"StepRunner": OwnRunner})
+
+    compare("loss_with_weights", model={"loss": WarmLoss}, clip_grad_norm=0.5)
+    compare("own_runner_and_loss", model={"StepRunner": OwnRunner, "loss": WarmLoss})
+    compare("by_method", model={"kind": ByMethod}, gradient_accumulation_steps=2)
+    compare("unfrozen", callbacks=[Changes()], epochs=4)
+    FOUND["bar"] = bar()
+    model = make_model(kind=AddsNow)
+    FOUND["adds"] = fit(model, 16, devices="all")["val_seen"]
+    try:
+        fit(make_model(), 16, devices="all", callbacks=[Spoils()])
+    except ProcessError as error:
+        FOUND["spoiled"] = str(error)
 
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
     watch = Watch()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hotloop.distributed.processes import is_initialized, rank
+from hotloop.distributed.processes import is_initialized, rank, world_size
 
 
 def join_group(device: torch.device, init_method: str = "env://") -> None:
@@ -65,6 +65,19 @@ def from_main_process(value: Any, device: torch.device) -> Any:
     held = [value]
     dist.broadcast_object_list(held, src=0, device=collective_device(device))
     return held[0]
+
+
+def all_names(names: list[str]) -> list[str]:
+    """Return the names that any process has: the main process' in its order, then the others'."""
+    held: list[list[str]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(held, names)
+    return list(dict.fromkeys(name for one in held for name in one))
+
+
+def broadcast(tensor: torch.Tensor) -> None:
+    """Give every process the main process' values."""
+    with torch.no_grad():
+        dist.broadcast(tensor, src=0)
 
 
 def broadcast_buffers(net: torch.nn.Module) -> None:

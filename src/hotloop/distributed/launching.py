@@ -122,7 +122,7 @@ class Processes:
             "num_threads": max(1, torch.get_num_threads() // len(self.devices)),
             "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
             "matmul_precision": torch.get_float32_matmul_precision(),
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "deterministic": torch.get_deterministic_debug_mode(),
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "parent": os.getpid(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -34,19 +35,52 @@ class NetInParallel(nn.Module):
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.module = module
-        # not a submodule: its parameters are those of ``module``
-        self.__dict__["_parallel"] = DistributedDataParallel(
-            module, device_ids=None if device.type == "cpu" else [device.index or 0]
-        )
-        self._checked = False
+        self.module, self._device = module, device
+        self._trained: set[int] = set()
+        self._named: list[tuple[str, nn.Parameter]] = []
+        self._averages = False
+        self.follow_trained()
+
+    def follow_trained(self) -> None:
+        """Average the gradients of what is to be trained by now: callbacks freeze and unfreeze.
+
+        All processes call it together, between steps.
+        """
+        trained = {id(p) for p in self.module.parameters() if p.requires_grad}
+        if "_parallel" in self.__dict__ and trained == self._trained:
+            return
+        self._trained = trained
+        self._named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        # not a submodule: its parameters are those of ``module``. The one before must be gone
+        # before the next one comes: both would answer to each gradient
+        self.__dict__["_parallel"] = None
+        gc.collect()
+        if trained:
+            self.__dict__["_parallel"] = DistributedDataParallel(
+                self.module,
+                device_ids=None if self._device.type == "cpu" else [self._device.index or 0],
+            )
+
+    def begin_batch(self) -> None:
+        """Begin a batch, in which the net was not called yet."""
+        self._averages = False
+
+    def averages(self, parameter: torch.Tensor) -> bool:
+        """Tell whether the batch's backward pass averages this parameter's gradient by itself.
+
+        It does so for what was to be trained when the epoch began, once the net was called: not
+        where only methods or parts of it were.
+        """
+        return self._averages and id(parameter) in self._trained
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the net's output; in training its gradients will be averaged."""
-        if not (self.training and torch.is_grad_enabled()):
+        parallel = self.__dict__["_parallel"]
+        if parallel is None or not (self.training and torch.is_grad_enabled()):
             return self.module(*args, **kwargs)
+        self._averages = self._averages or parallel.require_backward_grad_sync
         try:
-            return self.__dict__["_parallel"](*args, **kwargs)
+            return parallel(*args, **kwargs)
         except RuntimeError as error:
             if "finished reduction" not in str(error):
                 raise
@@ -54,23 +88,43 @@ class NetInParallel(nn.Module):
             raise ProcessError(text) from error
 
     def check_gradients(self) -> None:
-        """Refuse, after the first backward pass, parameters that got no gradient.
+        """Refuse, after a backward pass, parameters that got no gradient.
+
+        At once, for where that is so in one process only, the others wait for it.
 
         Raises:
             ProcessError: names them; the weights are unchanged.
         """
-        if self._checked:
+        if not self._averages:
             return
-        self._checked = True
-        unused = [name for name, p in self.named_parameters() if p.requires_grad and p.grad is None]
+        unused = [name for name, p in self._named if p.grad is None]
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))
 
     def without_averaging(self) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up in this process only."""
-        parallel: DistributedDataParallel = self.__dict__["_parallel"]
-        return parallel.no_sync() if self.training else nullcontext()
+        parallel: DistributedDataParallel | None = self.__dict__["_parallel"]
+        return nullcontext() if parallel is None or not self.training else parallel.no_sync()
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a part of a net that has parts by number or name, as nn.Sequential."""
+        module: Any = self.module
+        return module[index]
+
+    def __len__(self) -> int:
+        """Return the number of such parts."""
+        module: Any = self.module
+        return len(module)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield such parts."""
+        module: Any = self.module
+        return iter(module)
+
+    def __bool__(self) -> bool:
+        """Be true, though a net may have no length."""
+        return True
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,12 +37,53 @@ def mean_across(
     return [float(mean) for mean in totals[:, 0] / totals[:, 1]]
 
 
+def average_gradients(parameters: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Replace gradients by their averages over processes.
+
+    Averages stay what they are when they are averaged again; a parameter that has no gradient in
+    any process keeps none.
+
+    Args:
+        parameters: the same in all processes.
+        device: of this process.
+    """
+    if not parameters:
+        return
+    given = torch.tensor([float(p.grad is not None) for p in parameters])
+    numbers = sum_across(given.to(collective_device(device))).tolist()
+    for parameter, number in zip(parameters, numbers, strict=True):
+        if not number:
+            continue
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = sum_across(grad.to_dense() if grad.is_sparse else grad) / world_size()
+
+
+def differing(named: Sequence[tuple[str, torch.Tensor]], device: torch.device) -> list[str]:
+    """Return the names of the tensors that are not the same in all processes.
+
+    Args:
+        named: names and tensors, the same ones in all processes.
+        device: of this process.
+    """
+    sums = [(t.detach().double().sum(), t.detach().double().abs().sum()) for _, t in named]
+    if not sums:
+        return []
+    own = torch.stack([torch.stack(pair) for pair in sums]).to(collective_device(device))
+    own = own.nan_to_num()
+    least, most = own.clone(), own.clone()
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    # processors of different kinds may add the same numbers up a little differently
+    apart = ((most - least) > 1e-9 * most[:, 1:].clamp(min=1e-30)).any(dim=1)
+    return [name for (name, _), is_apart in zip(named, apart.tolist(), strict=True) if is_apart]
+
+
 class SharedMetrics:
     """Metrics whose state is added up over processes when their epoch's value is asked for.
 
-    torchmetrics do that by themselves; until then they are told to stay apart, for the bar shows
-    one process' running values. A module with ``sums_across_processes = True`` has its buffers
-    added up, and its lists of tensors gathered.
+    torchmetrics do that by themselves; until then they have to be kept apart, for the bar shows
+    one process' running values, at a time of its own. A module with
+    ``sums_across_processes = True`` has its buffers added up, and its lists of tensors gathered.
 
     Args:
         metrics: what ``check_metrics`` returned.
@@ -51,21 +93,35 @@ class SharedMetrics:
         self.metrics = metrics
         self._torchmetrics = list(_torchmetrics_in(metrics))
         self._own = [m for m in metrics.modules() if _sums_across(m)]
-        self._stay_apart(True)
 
-    def merge(self) -> None:
-        """Make the next ``compute`` that of all processes; the state is reset afterwards."""
+    @contextlib.contextmanager
+    def kept_apart(self) -> Iterator[None]:
+        """Return to how they were after the block, in which each process has its own values."""
+        before = [(m, m.sync_on_compute, m._to_sync) for m in self._torchmetrics]
+        self._stay_apart(True)
+        try:
+            yield
+        finally:
+            for metric, on_compute, to_sync in before:
+                metric.sync_on_compute, metric._to_sync = on_compute, to_sync
+
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Make ``compute`` in the block that of all processes; the state is reset afterwards."""
         self._stay_apart(False)
+        try:
+            self._merge_own()
+            yield
+        finally:
+            self._stay_apart(True)
+
+    def _merge_own(self) -> None:
         for metric in self._own:
             for buffer in metric.buffers(recurse=False):
                 dist.all_reduce(buffer)
             for name, value in vars(metric).items():
                 if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
                     setattr(metric, name, [gather_rows(torch.cat(value))])
-
-    def part(self) -> None:
-        """Keep the processes' states apart again."""
-        self._stay_apart(True)
 
     def _stay_apart(self, apart: bool) -> None:
         for metric in self._torchmetrics:

@@ -11,6 +11,7 @@ from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from hotloop.errors import TransferError
 
@@ -34,6 +35,12 @@ def write_objects(objects: Mapping[str, Any], path: Path) -> None:
     try:
         torch.save(dict(objects), path, pickle_module=module, pickle_protocol=5)
     except Exception as error:
+        if isinstance(error, RuntimeError) and "inline_container" in str(error):
+            raise TransferError(
+                f"what fit copies to the processes could not be written to {path.parent}, which "
+                f"is full or not writable: set the environment variable TMPDIR to a folder with "
+                f"room for the data and the net."
+            ) from error  # torch's writer keeps no reason
         name, part = _find_culprit(objects, cloudpickle)
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TransferError(
@@ -72,7 +79,45 @@ def _make_pickler(cloudpickle: Any) -> type:
             {CodeType: reduce_with_source}
         )
 
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, torch.optim.Optimizer):
+                return _reduce_optimizer(obj)
+            if isinstance(obj, DataLoader) and getattr(obj, "_iterator", None) is not None:
+                return _reduce_loader(obj)
+            return super().reducer_override(obj)
+
     return Pickler
+
+
+def _reduce_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
+    """Return how to copy an optimizer with the hooks and attributes that its own pickling drops."""
+    reduced: Any = optimizer.__reduce_ex__(5)
+    make, parts, *rest = reduced
+    state = rest[0] if rest else None
+    if not isinstance(state, dict):
+        return (make, parts, *rest)
+    dropped = {
+        name: value
+        for name, value in vars(optimizer).items()
+        # a function in the object's own dict is a wrapper around a method, as schedulers make
+        if name not in state and not callable(value)
+    }
+    return (make, parts, (state, dropped), None, None, _restore_optimizer)
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, states: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    state, dropped = states
+    vars(optimizer).update(dropped)
+    optimizer.__setstate__(state)
+
+
+def _reduce_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:
+    """Return how to copy a loader without its running workers, which each process starts anew."""
+    reduced: Any = loader.__reduce_ex__(5)
+    make, parts, state, *rest = reduced
+    return (make, parts, {**state, "_iterator": None}, *rest)
 
 
 def _restore_code(

@@ -7,6 +7,7 @@ them on ``self.accelerator``. Nothing of that package is used.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +29,7 @@ from hotloop.distributed.processes import (
 from hotloop.fitting.backward import run_backward
 from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.gates import GatedOptimizer, GatedScheduler
-from hotloop.fitting.parallel import Parallel
+from hotloop.fitting.parallel import Parallel, parameters_of
 from hotloop.fitting.precision import Precision, make_precision
 from hotloop.nested import count_samples, to_device
 
@@ -149,6 +150,18 @@ class Accelerator:
         if self.parallel is not None and self.sync_gradients:
             self.parallel.net.check_gradients()
 
+    def average_rest(self, optimizer: Any) -> None:
+        """Average gradients that the net's backward pass did not average over processes.
+
+        Args:
+            optimizer: whose parameters' gradients are meant.
+        """
+        self._average_rest(parameters_of(optimizer))
+
+    def _average_rest(self, parameters: Iterable[torch.Tensor]) -> None:
+        if self.parallel is not None:
+            self.parallel.average_rest(parameters)
+
     def clip_grad_norm_(
         self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
     ) -> torch.Tensor:
@@ -157,6 +170,7 @@ class Accelerator:
         Under a loss scaler the norm is that of the gradients without the loss scale.
         """
         parameters = _as_list(parameters)
+        self._average_rest(parameters)
         scale = self._unscale(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, max_norm * scale, norm_type=norm_type)
         return norm if scale == 1.0 else norm / scale
@@ -164,6 +178,7 @@ class Accelerator:
     def clip_grad_value_(self, parameters: Iterable[torch.Tensor], clip_value: float) -> None:
         """Clamp every gradient value to ``[-clip_value, clip_value]``, without the loss scale."""
         parameters = _as_list(parameters)
+        self._average_rest(parameters)
         nn.utils.clip_grad_value_(parameters, clip_value * self._unscale(parameters))
 
     def _unscale(self, parameters: Sequence[torch.Tensor]) -> float:
@@ -196,6 +211,7 @@ class Accelerator:
         for one in self._gated if optimizer is None else [optimizer]:
             bare = self._bare(one)
             if self.scaler is not None and id(bare) not in self._unscaled:
+                self.average_rest(bare)  # all find the same ones infinite
                 self._unscaled.add(id(bare))
                 self.scaler.unscale_(bare)
 
@@ -205,10 +221,20 @@ class Accelerator:
         if self.scaler is None:
             bare.step()
             return
+        if id(bare) not in self._unscaled:
+            self.average_rest(bare)
         self.scaler.step(bare)
         self._unscaled.discard(id(bare))
         if not self._unscaled:  # else another optimizer's gradients would be taken for scaled ones
             self.scaler.update()
+
+    def alone(self) -> Accelerator:
+        """Return one for steps that only this process makes."""
+        if self.parallel is None:
+            return self
+        own = copy.copy(self)
+        own.parallel = None
+        return own
 
     def gate(self, thing: Any) -> Any:
         """Return an optimizer or scheduler that acts where a group of batches ends; else itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource, as_batches
+from hotloop.distributed.processes import world_size
+from hotloop.distributed.reducing import SharedMetrics
 from hotloop.errors import IndexRangeError, LabelError, NonFiniteError, SettingsError
 from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
@@ -96,9 +99,14 @@ class EpochRunner:
         if not isinstance(dataloader, BatchSource):  # of who calls this without fit
             device = self.accelerator.device
             return EpochRunner.__call__(self, as_batches(dataloader, "the data", device, None))
+        metrics = getattr(self.step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
+        # the bar asks for their values at times of this process' own
+        with SharedMetrics(metrics).kept_apart() if world_size() > 1 else nullcontext():
+            return self._run(dataloader, metrics)
+
+    def _run(self, dataloader: BatchSource, metrics: torch.nn.Module) -> dict[str, Any]:
         step_runner, progress, clock = self.step_runner, self.options.progress, self.options.clock
         own_step = type(step_runner).__call__ is not StepRunner.__call__
-        metrics = getattr(step_runner, "metrics_dict", None) or torch.nn.ModuleDict()
         self.metrics, self._source = metrics, dataloader
         display = _Display(self.stage, progress, metrics, self.logs, self.flush, clock)
         progress.start_stage(self.stage, self.options.epoch, dataloader.num_batches)

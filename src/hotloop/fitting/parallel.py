@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data.distributed import DistributedSampler
 
 from hotloop.data.adapt import BatchSource
 from hotloop.data.budget import resident_budget
 from hotloop.distributed.devices import DevicePlan
 from hotloop.distributed.group import (
+    all_names,
+    broadcast,
     broadcast_buffers,
     from_main_process,
     join_group,
@@ -26,11 +29,13 @@ from hotloop.distributed.net import NetInParallel
 from hotloop.distributed.processes import rank, world_size
 from hotloop.distributed.reducing import (
     SharedMetrics,
+    average_gradients,
     check_metrics_can_be_shared,
+    differing,
     mean_across,
 )
 from hotloop.distributed.sharding import OrderGenerator, ShardedBatches, ShardPlan, shard_loader
-from hotloop.errors import SettingsError
+from hotloop.errors import ProcessError, SettingsError
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.metrics.accumulate import LossLog, compute_metrics, named_metrics
 
@@ -68,6 +73,9 @@ class Parallel:
         self._shard_plan: ShardPlan | None = None
         self._samplers: list[Any] = []
         self._step = 0
+        self._others: list[tuple[str, torch.Tensor]] = []
+        self._in_training = False
+        self._hook: Any = None
 
     def shard(self, source: BatchSource) -> BatchSource:
         """Return a source of this process' share of the batches.
@@ -90,10 +98,40 @@ class Parallel:
         """
         check_metrics_can_be_shared(named_metrics(metrics))
 
-    def wrap(self, net: nn.Module) -> NetInParallel:
-        """Return the net as it trains; all processes begin with the main process' weights."""
+    def wrap(
+        self, net: nn.Module, others: list[tuple[str, torch.Tensor]], own_steps: bool
+    ) -> NetInParallel:
+        """Return the net as it trains; all processes begin with the main process' weights.
+
+        Args:
+            net: the user's.
+            others: names and parameters beside the net's, as those of a loss.
+            own_steps: code of the user's steps the optimizers.
+        """
         self.net = NetInParallel(net, self.device)
+        self._others = others
+        for _, parameter in others:
+            broadcast(parameter)
+        if own_steps:  # of which nothing is known but that a step of an optimizer follows
+
+            def average(optimizer: Any, *_: Any) -> None:
+                if self._in_training:
+                    self.average_rest(parameters_of(optimizer))
+
+            self._hook = register_optimizer_step_pre_hook(average)
         return self.net
+
+    def average_rest(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Average the gradients that the backward pass of the net did not average by itself.
+
+        Those are of parameters beside the net's (a loss', a second net's), and the net's own where
+        a step calls its methods or parts and not the net itself.
+
+        Args:
+            parameters: the same in all processes.
+        """
+        rest = [p for p in parameters if p.requires_grad and not self.net.averages(p)]
+        average_gradients(rest, self.device)
 
     def resident_share(self, share: float | None) -> float | None:
         """Return the share of the memory for one process, where all have the same memory."""
@@ -106,15 +144,42 @@ class Parallel:
         """Begin a stage of an epoch counted from 1."""
         self._step = 0
         self.interrupt.start_stage(training=stage == "train")
+        self._in_training = stage == "train"
         if stage == "train":
+            self.net.follow_trained()
             for sampler in self._samplers:
                 sampler.set_epoch(epoch)
-        else:
-            broadcast_buffers(self.net)  # all validate with the main process' running statistics
+
+    def end_training(self, epoch: int) -> None:
+        """End the training stage of an epoch, counted from 1.
+
+        All go on with the main process' running statistics.
+
+        Raises:
+            ProcessError: the processes have come to different weights.
+        """
+        self._in_training = False
+        broadcast_buffers(self.net)
+        apart = differing([*self.net.named_parameters(), *self._others], self.device)
+        if apart:
+            more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+            raise ProcessError(
+                f"{', '.join(apart[:3])}{more} differ between the processes after epoch {epoch}, "
+                f"so that they train different nets: change weights and learning rates alike in "
+                f"all processes, call the net once for each backward pass, and step the optimizer "
+                f"in all or none of them."
+            )
+
+    def close(self) -> None:
+        """Take no part in the steps of optimizers any more."""
+        self._in_training = False
+        if self._hook is not None:
+            self._hook.remove()
 
     def next_batch(self) -> None:
         """Count a training batch."""
         self._step += 1
+        self.net.begin_batch()
 
     def step_size(self, own: int) -> int:
         """Return the samples of the running step over all processes, ``own`` of them here."""
@@ -136,18 +201,17 @@ class Parallel:
         return loss if weight == 1 else loss * weight
 
     def means(self, logs: Mapping[str, LossLog]) -> dict[str, float]:
-        """Return the averages over all processes' samples."""
-        pairs = [(log.values(), log.num_samples) for log in logs.values()]
-        return dict(zip(logs, mean_across(pairs, self.device), strict=True))
+        """Return the averages over all processes' samples, of those where a step returned them."""
+        names = all_names(list(logs))
+        none = LossLog()
+        found = [logs.get(name, none) for name in names]
+        pairs = [(log.values(), log.num_samples) for log in found]
+        return dict(zip(names, mean_across(pairs, self.device), strict=True))
 
     def compute_metrics(self, metrics: nn.Module, stage: str) -> dict[str, Any]:
         """Return the metrics' values over all processes' samples."""
-        shared = SharedMetrics(metrics)
-        shared.merge()
-        try:
+        with SharedMetrics(metrics).merged():
             return compute_metrics(metrics, stage)
-        finally:
-            shared.part()
 
     def same_for_all(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the main process' values, so that all processes decide alike."""
@@ -207,6 +271,11 @@ class SharedInterrupt(Interrupt):
         if self.requested:
             signal.default_int_handler(number, frame)
         self.requested = True
+
+
+def parameters_of(optimizer: Any) -> list[torch.Tensor]:
+    """Return the parameters that an optimizer steps."""
+    return [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
 
 
 def refuse_unsupported(arguments: Mapping[str, Any], epoch_runner_is_ours: bool) -> None:

@@ -59,6 +59,7 @@ from hotloop.fitting.trainable import (
     add_values,
     call_hooks,
     is_users_own,
+    parameters_beside_net,
     place,
     saver_of,
     saves_its_own,
@@ -211,7 +212,9 @@ class FitRun:
         epochs = self.settings.epochs
         self.model.optimizer.zero_grad()  # gradients left over from before are no part of this
         if self.parallel is not None:
-            self.model.net = self.parallel.wrap(self.model.net)
+            self.model.net = self.parallel.wrap(
+                self.model.net, parameters_beside_net(self.model), is_users_own(self.model)
+            )
         with self.clock.phase("setup"):
             if not self.settings.exact:
                 self._make_resident()
@@ -233,6 +236,7 @@ class FitRun:
             self.model.skipped_steps = self.skipped.steps
             self.speedups.undo()
             if self.parallel is not None:
+                self.parallel.close()
                 self.model.net = self.parallel.net.module
             self.clock.finish()
         self._measure_peak()
@@ -385,9 +389,21 @@ class FitRun:
             raise
 
     def _call_hooks(self, callbacks: Sequence[Any], hook: str) -> None:
-        for callback in callbacks:
-            with self.clock.phase("callbacks", f"{type(callback).__name__}.{hook}"):
-                call_hooks([callback], hook, self.model)
+        with contextlib.nullcontext() if self.parallel is None else self._bare_net():
+            for callback in callbacks:
+                with self.clock.phase("callbacks", f"{type(callback).__name__}.{hook}"):
+                    call_hooks([callback], hook, self.model)
+
+    @contextlib.contextmanager
+    def _bare_net(self) -> Iterator[None]:
+        """Let callbacks have the user's own net: they ask for its class, its parts, a copy."""
+        wrapped = self.model.net
+        self.model.net = bare = wrapped.module  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if self.model.net is bare:
+                self.model.net = wrapped
 
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
         source.clock = self.clock
@@ -395,6 +411,8 @@ class FitRun:
         if self.parallel is not None:
             self.parallel.start_stage(stage, epoch)
         values = self.stages.run(stage, source, epoch)
+        if self.parallel is not None and stage == "train":
+            self.parallel.end_training(epoch)
         self._tell_skipped(source)
         values = {name: to_host(value) for name, value in values.items()}
         return values if self.parallel is None else self.parallel.same_for_all(values)

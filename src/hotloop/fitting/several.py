@@ -20,11 +20,11 @@ from hotloop.distributed.reducing import check_metrics_can_be_shared
 from hotloop.distributed.sharding import check_shardable
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.interrupt import Interrupt
-from hotloop.fitting.trainable import place
+from hotloop.fitting.trainable import parameters_beside_net, place
 from hotloop.metrics.accumulate import named_metrics
 
 _NAMES = ("ckpt_path", "epochs", "monitor", "mode", "patience", "history", "best_score",
-          "best_epoch", "from_scratch", "_clock")  # fmt: skip
+          "best_epoch", "from_scratch", "stop_training", "_clock")  # fmt: skip
 
 
 def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) -> None:
@@ -60,11 +60,19 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     before, model.accelerator, model.history = model.accelerator, None, {}
     model._clock = None  # an earlier fit's
     rng_state = torch.get_rng_state()
-    objects = {"work": _fit_here, "model": model, "rng_state": rng_state, **arguments}
+    # of its class, where torchkeras' users put them: an imported class is not copied but imported
+    runners = {name: getattr(model, name) for name in ("StepRunner", "EpochRunner")}
+    # of parameters, whose pickling drops them
+    hooks = {name: list((p._backward_hooks or {}).values()) for name, p in _named_parameters(model)}
+    objects = {"work": _fit_here, "model": model, "rng_state": rng_state}
+    objects.update(runners=runners, gradient_hooks=hooks)
+    objects.update(arguments)
     try:
         with interrupt.listen():
             result = processes.run(objects)
         _take_over(model, result)
+        for generator, state in zip(_generators(arguments), result["generators"], strict=True):
+            generator.set_state(state.clone())  # the next fit draws on from there, as ever
         model.accelerator = Accelerator(plan.devices[0], arguments["mixed_precision"])
         place(model, plan.devices[0])
         model.net.eval()
@@ -81,17 +89,27 @@ def _fit_here(
     device: torch.device,
     model: Any,
     rng_state: torch.Tensor,
+    runners: Mapping[str, type[Any]],
+    gradient_hooks: Mapping[str, list[Callable[..., Any]]],
     **arguments: Any,  # of fit
 ) -> dict[str, Any]:
     """Run in each process: fit the copy of the model, and return what changed."""
     forward_progress(send)
     torch.set_rng_state(rng_state.clone())
+    for name, runner in runners.items():
+        setattr(model, name, runner)
+    for name, parameter in _named_parameters(model):
+        for hook in gradient_hooks[name]:
+            parameter.register_hook(hook)  # type: ignore[no-untyped-call]
     model.fit(**arguments, devices=_Joined(device))
     return {
         "net": bare_state_dict(model.net),
         "parts": {name: part.state_dict() for name, part in _stateful(model)},
+        "trained": {name: p.requires_grad for name, p in _named_parameters(model)},
+        "groups": _groups(model),
         "attributes": {name: getattr(model, name) for name in _NAMES},
         "rng_state": torch.get_rng_state(),
+        "generators": [generator.get_state() for generator in _generators(arguments)],
     }
 
 
@@ -105,11 +123,38 @@ class _Joined(DevicePlan):
 def _take_over(model: Any, result: Mapping[str, Any]) -> None:
     """Give the model of this process what the main one of the others has trained."""
     model.net.load_state_dict(result["net"])
+    parameters = dict(_named_parameters(model))
+    for name, is_trained in result["trained"].items():
+        if parameters[name].requires_grad != is_trained:
+            parameters[name].requires_grad_(is_trained)
+    groups = getattr(model.optimizer, "param_groups", [])
+    for names in result["groups"][len(groups) :]:  # that a callback has added
+        model.optimizer.add_param_group({"params": [parameters[name] for name in names]})
     for name, part in _stateful(model):
         part.load_state_dict(result["parts"][name])
     for name, value in result["attributes"].items():
         setattr(model, name, value)
     torch.set_rng_state(result["rng_state"].clone())
+
+
+def _named_parameters(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return what may be trained, by name, the same in all processes."""
+    return [*model.net.named_parameters(prefix="net"), *parameters_beside_net(model)]
+
+
+def _groups(model: Any) -> list[list[str]]:
+    """Return the names of the parameters in each of the optimizer's groups."""
+    names = {id(p): name for name, p in _named_parameters(model)}
+    groups = getattr(model.optimizer, "param_groups", [])
+    return [[names[id(p)] for p in group["params"]] for group in groups]
+
+
+def _generators(arguments: Mapping[str, Any]) -> list[torch.Generator]:
+    """Return the generators of random numbers of the user's own that the loaders draw from."""
+    loaders = [arguments["train_data"], arguments["val_data"]]
+    holders = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def _stateful(model: Any) -> list[tuple[str, Any]]:

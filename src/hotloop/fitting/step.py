@@ -392,6 +392,7 @@ class StepRunner:
     def finish_group(self) -> None:
         """Step optimizer and scheduler on the gradients accumulated since the last step."""
         accelerator, optimizer = self.accelerator, self.optimizer
+        accelerator.average_rest(optimizer)
         clip = self.options.clip_grad_norm
         if clip is not None:
             accelerator.unscale_gradients(optimizer)

@@ -56,6 +56,27 @@ def place(model: Trainable, device: torch.device) -> None:
                 module.to(device)
 
 
+def parameters_beside_net(model: Trainable) -> list[tuple[str, torch.Tensor]]:
+    """Return names and parameters of the loss, of extra modules, and of the optimizer alone."""
+    known = {id(p) for p in model.net.parameters()}
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def add(name: str, parameter: torch.Tensor) -> None:
+        if id(parameter) not in known:
+            known.add(id(parameter))
+            found.append((name, parameter))
+
+    for name, value in {"loss_fn": model.loss_fn, **model.kwargs}.items():
+        for _, module in iterate_leaves(value):
+            if isinstance(module, nn.Module):
+                for inner, parameter in module.named_parameters():
+                    add(f"{name}.{inner}", parameter)
+    for number, group in enumerate(getattr(model.optimizer, "param_groups", ())):
+        for index, parameter in enumerate(group["params"]):
+            add(f"parameter {index} of the optimizer's group {number}", parameter)
+    return found
+
+
 def is_step_runner(runner: Any) -> bool:
     """Tell whether step runners are hotloop's or derived from them; users may pass any callable."""
     return isinstance(runner, type) and issubclass(runner, StepRunner)

@@ -71,12 +71,16 @@ def threads(monkeypatch):
         names.append(threading.current_thread().name)
         return real(*args, **kwargs)
 
-    def read():
+    def wait():
         for thread in threading.enumerate():
             if thread.name == AHEAD:
                 thread.join()
+
+    def read():
+        wait()
         return names
 
+    wait()  # for those of tests before
     monkeypatch.setattr(torch, "randperm", watched)
     return read
 

@@ -153,7 +153,8 @@ class StepRunner:
             output = self._train_eagerly(batch)
             loss = output.loss
         if output.preds is not None and len(self.metrics_dict):
-            preds = map_leaves(output.preds, _detach)
+            preds = output.preds
+            preds = _detach(preds) if torch.is_tensor(preds) else map_leaves(preds, _detach)
             with torch.no_grad():
                 if options.join_metrics:
                     self._updates.add(preds, output.labels, options.batches_stay)

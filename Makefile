@@ -33,7 +33,7 @@ oldest:  ## the tests with the oldest versions that pyproject.toml allows
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
 	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
 		-W "ignore:np.find_common_type:DeprecationWarning" \
-		-W "ignore:'click.utils.get_binary_stream' is:DeprecationWarning"
+		-W "ignore:'click.utils:DeprecationWarning"
 
 bench: $(VENV)/.ready-to-develop  ## the image job beside the peers that are installed
 	$(BIN)/python -m benchmarks.run image

@@ -36,10 +36,10 @@ from hotloop.doctor.outside import time_saving, time_validation
 from hotloop.doctor.reading import Reading, examine, is_map_style, with_workers
 from hotloop.doctor.residency import reason_not_resident
 from hotloop.doctor.states import untouched
-from hotloop.doctor.trial import StepTimes, Trial
+from hotloop.doctor.trial import StepTimes, Trial, iter_is_itself, make_trial
 from hotloop.doctor.verdict import explain, name_bottleneck, without
 from hotloop.doctor.watch import StepFacts, watch_step
-from hotloop.errors import DiagnosisError, HotloopError
+from hotloop.errors import DiagnosisError
 from hotloop.fitting.settings import FitSettings
 from hotloop.hardware import accelerator_name, cpu_name, measure_copy, measure_matmul, time_calls
 from hotloop.nested import to_device
@@ -193,15 +193,7 @@ class Examination:
         Raises:
             DiagnosisError: the model cannot be copied.
         """
-        try:
-            return Trial(self.model, settings, self.train, self.folder, self.device, metrics)
-        except HotloopError:
-            raise
-        except Exception as error:
-            raise DiagnosisError(
-                f"the model cannot be copied for a trial ({type(error).__name__}: {error}): trials "
-                f"run on copies; take out what copy.deepcopy refuses, open files for instance."
-            ) from error
+        return make_trial(self.model, settings, self.train, self.folder, self.device, metrics)
 
     def _read(self) -> None:
         if self.loader is not None:
@@ -391,8 +383,3 @@ class Examination:
             if self.settings.epochs > 1 and waits:
                 found.mistakes += mistakes_of_reading(self.reading)
         found.mistakes += mistakes_of_use(found, batch_gain)
-
-
-def iter_is_itself(batches: Any) -> bool:
-    """Tell whether something is an iterator, which can be used but once."""
-    return hasattr(batches, "__next__")

@@ -17,6 +17,7 @@ from torch import nn
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
 from hotloop.data.guarded import GuardedLoader, can_guard
+from hotloop.errors import DiagnosisError, HotloopError
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
 from hotloop.hardware import synchronize
@@ -155,6 +156,35 @@ class Trial:
         # the first batch is read once like all others; more than that is starting
         startup = max(limited.first_wait - max(num_workers, 1) * data, 0.0)
         return StepTimes({"data": data, **phases}, steps, limited.batch_size, startup)
+
+
+def make_trial(
+    model: Any,
+    settings: FitSettings,
+    source: BatchSource,
+    folder: Path,
+    device: torch.device,
+    metrics: bool = True,
+) -> Trial:
+    """Return a ``Trial``, of which the arguments are.
+
+    Raises:
+        DiagnosisError: the model cannot be copied.
+    """
+    try:
+        return Trial(model, settings, source, folder, device, metrics)
+    except HotloopError:
+        raise
+    except Exception as error:
+        raise DiagnosisError(
+            f"the model cannot be copied for a trial ({type(error).__name__}: {error}): trials "
+            f"run on copies; take out what copy.deepcopy refuses, open files for instance."
+        ) from error
+
+
+def iter_is_itself(batches: Any) -> bool:
+    """Tell whether something is an iterator, which can be used but once."""
+    return hasattr(batches, "__next__")
 
 
 class _Limited:

@@ -12,8 +12,8 @@ import torch
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
 from hotloop.doctor.states import untouched
-from hotloop.doctor.trial import Trial
-from hotloop.errors import DiagnosisError, HotloopError, NonFiniteError, SettingsError
+from hotloop.doctor.trial import iter_is_itself, make_trial
+from hotloop.errors import DiagnosisError, NonFiniteError, SettingsError
 from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.optimizers import set_rates
 from hotloop.fitting.settings import FitSettings
@@ -52,16 +52,7 @@ def find_learning_rate(
         untouched(model, settings.batch_transform, source.batches),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
     ):
-        try:
-            trial = Trial(model, settings, source, Path(folder), source.device)
-        except HotloopError:
-            raise
-        except Exception as error:
-            raise DiagnosisError(
-                f"the model cannot be copied for a trial ({type(error).__name__}: {error}): the "
-                f"sweep trains a copy; take out what copy.deepcopy refuses, open files for "
-                f"instance."
-            ) from error
+        trial = make_trial(model, settings, source, Path(folder), source.device)
         ratios = _ratios(model.optimizer)
         try:
             sweep = _Sweep(trial.model.optimizer, ratios, (min_lr, max_lr), num_steps, progress)
@@ -212,7 +203,7 @@ def _check(model: Any, source: BatchSource, min_lr: float, max_lr: float, num_st
             "this model has an EpochRunner of its own, which the sweep would leave out: call "
             "find_lr on a model without it."
         )
-    if hasattr(source.batches, "__next__"):
+    if iter_is_itself(source.batches):
         raise DiagnosisError(
             f"{source.role} is an iterator, which a sweep would use up: pass something that can "
             f"be iterated anew, a DataLoader for instance."

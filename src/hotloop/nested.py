@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
@@ -54,6 +55,13 @@ def iterate_leaves(tree: Any, path: str = "batch") -> Iterator[tuple[str, Any]]:
             yield from iterate_leaves(getattr(tree, field.name), f"{path}.{field.name}")
     else:
         yield path, tree
+
+
+def iterate_modules(tree: Any) -> Iterator[nn.Module]:
+    """Yield the modules in a tree, not those inside of them."""
+    for _, leaf in iterate_leaves(tree):
+        if isinstance(leaf, nn.Module):
+            yield leaf
 
 
 def iterate_tensors(tree: Any, path: str = "batch") -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hotloop.errors import OptimizerError
-from hotloop.nested import iterate_leaves
+from hotloop.nested import iterate_modules
 
 
 def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) -> None:
@@ -61,8 +61,7 @@ def check_optimizer(optimizer: Any, net: nn.Module, others: Iterable[Any] = ()) 
         )
     allowed = {
         id(parameter)
-        for _, module in iterate_leaves(list(others))
-        if isinstance(module, nn.Module)
+        for module in iterate_modules(list(others))
         for parameter in module.parameters()
     }
     strange = [parameter for parameter in foreign if id(parameter) not in allowed]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hotloop.fitting.step import StepRunner
-from hotloop.nested import iterate_leaves
+from hotloop.nested import iterate_modules
 from hotloop.timing.report import MeasuredPeak
 
 
@@ -51,9 +51,8 @@ def place(model: Trainable, device: torch.device) -> None:
     for name, value in model.kwargs.items():
         if isinstance(value, torch.Tensor):
             model.kwargs[name] = value.to(device)
-        for _, module in iterate_leaves(value):
-            if isinstance(module, nn.Module):
-                module.to(device)
+        for module in iterate_modules(value):
+            module.to(device)
 
 
 def parameters_beside_net(model: Trainable) -> list[tuple[str, torch.Tensor]]:
@@ -67,10 +66,9 @@ def parameters_beside_net(model: Trainable) -> list[tuple[str, torch.Tensor]]:
             found.append((name, parameter))
 
     for name, value in {"loss_fn": model.loss_fn, **model.kwargs}.items():
-        for _, module in iterate_leaves(value):
-            if isinstance(module, nn.Module):
-                for inner, parameter in module.named_parameters():
-                    add(f"{name}.{inner}", parameter)
+        for module in iterate_modules(value):
+            for inner, parameter in module.named_parameters():
+                add(f"{name}.{inner}", parameter)
     for number, group in enumerate(getattr(model.optimizer, "param_groups", ())):
         for index, parameter in enumerate(group["params"]):
             add(f"parameter {index} of the optimizer's group {number}", parameter)

@@ -28,8 +28,11 @@ class Net(nn.Module):
         self.register_buffer("additive", torch.tensor([0.0, float("-inf")]))
 
     def forward(self, inputs):
-        hidden = (self.body(inputs) * self.mask).relu() / self.tau
-        return self.head(hidden) + self.additive.clamp(min=-1e-3)
+        hidden = (self.body(inputs) * self.mask).relu()
+        return self.head(self.soften(hidden)) + self.additive.clamp(min=-1e-3)
+
+    def soften(self, hidden):
+        return hidden / self.tau
 
 
 class Changes:
@@ -87,15 +90,26 @@ def leave_gradients(model):
     (10 * model.net(inputs).square().sum()).backward()
 
 
+def replace_forward(model):
+    def forward(self, inputs):
+        return Net.forward(self, inputs) * 0.5
+
+    type(model.net).forward = forward
+
+
+def replace_method(model):
+    type(model.net).soften = lambda self, hidden: hidden / (2 * self.tau)
+
+
 CHANGES = [
     replace_loss, replace_optimizer, add_forward_hook, add_gradient_hook, add_step_hook,
-    change_attribute, replace_parameter, freeze, leave_gradients,
+    change_attribute, replace_parameter, freeze, leave_gradients, replace_forward, replace_method,
 ]  # fmt: skip
 
 
 def fit(data, compile_it, change=None, prepare=None, loss_fn=None, **options):
     torch.manual_seed(0)
-    net = Net()
+    net = type("Net", (Net,), {})()  # of a class of its own, which a change may change
     held = net.parameters() if prepare is None else prepare(net)
     metrics = {"acc": Accuracy(task="multiclass", num_classes=2)}
     model = KerasModel(net, loss_fn or nn.CrossEntropyLoss(), metrics, adam(held), **options)

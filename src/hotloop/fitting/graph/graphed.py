@@ -416,6 +416,8 @@ class GraphedStep:
         if self._begins:
             self._begins = False
             check_supported(self.net, self.loss_fn, self.accelerator, self.optimizer)
+            if not self._prover.has_its_methods():
+                return False
         elif self.settings.trains:
             self._hooks.check()
         if self.settings.trains and self.why_gradients is None:

@@ -4,7 +4,7 @@ Dynamo traces the Python code of forward and loss into one graph, or fails where
 value read from a tensor, a branch on data, a call it does not know. Side effects on Python objects
 (a counter, a list that grows) are refused. What the trace relied on (attributes, globals, flags,
 shapes) becomes guards, which ``still_holds`` evaluates again: that costs microseconds and runs
-nothing of the net.
+nothing of the net. Methods of the modules' classes have no guards, and are compared.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Prover:
         known = [*module.parameters(), *module.buffers(), *leaves]
         self._known = {id(tensor) for tensor in known}
         self._device = leaves[0].device
+        self._module, self._methods = module, _methods_of(module)
         # before a trace, which sets random states, and so has cuDNN draw another one for itself
         if self._device.type != "cpu" and any(map(_drops_between_layers, module.modules())):
             raise DeclinedError(_HIDDEN_STATE)
@@ -88,6 +90,10 @@ class Prover:
         except Exception:  # noqa: BLE001 - whatever cannot be traced now is not as it was
             return False
         return self._num_traces == before
+
+    def has_its_methods(self) -> bool:
+        """Tell whether the modules' classes have the methods that were traced."""
+        return _methods_of(self._module) == self._methods
 
     def _evaluate(self, leaves: Sequence[torch.Tensor]) -> None:
         # its guards leave hooks out, unless told otherwise
@@ -164,6 +170,16 @@ def _collecting_nothing() -> Iterator[None]:
         yield
     finally:
         capturing._active_collector = collector  # type: ignore[union-attr]
+
+
+def _methods_of(module: nn.Module) -> dict[tuple[type, str], Any]:
+    classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    return {
+        (kind, name): value
+        for kind in classes
+        for name, value in vars(kind).items()
+        if isinstance(value, (FunctionType, property, staticmethod, classmethod))
+    }
 
 
 def _call(module: nn.Module) -> Callable[..., Any]:

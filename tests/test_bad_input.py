@@ -205,6 +205,16 @@ def test_metric_that_refuses_the_predictions(small):
         fit(make_model(metrics_dict=wrong), loader(*small))
 
 
+def test_net_without_parameters():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(4, 2)]
+
+    with pytest.raises(OptimizerError, match=r"a Listed, has no parameters.*nn.ModuleList"):
+        KerasModel(Listed(), nn.CrossEntropyLoss())
+
+
 def test_optimizer_of_another_net():
     other = make_mlp()
     with pytest.raises(OptimizerError, match="none of them is the net's"):

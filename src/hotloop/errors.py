@@ -163,6 +163,10 @@ class DiagnosisError(HotloopError, RuntimeError):
     """A trial of the training cannot be run, or a script has none."""
 
 
+class ExportError(HotloopError, RuntimeError):
+    """A net cannot be exported, or what was exported does not compute what the net does."""
+
+
 class DatasetUnavailableError(HotloopError, OSError):
     """A named data set was found nowhere; the message lists every place that was tried."""
 

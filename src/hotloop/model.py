@@ -20,7 +20,9 @@ from hotloop.data.prediction import Outputs, prediction_batches
 from hotloop.distributed.devices import DevicePlan, plan_devices
 from hotloop.distributed.processes import is_main_process
 from hotloop.doctor import Diagnosis, diagnose
-from hotloop.errors import SettingsError
+from hotloop.doctor.states import untouched
+from hotloop.errors import OptimizerError, SettingsError
+from hotloop.export import Exported, export_net
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
 from hotloop.fitting.keywords import check_keywords
@@ -61,7 +63,7 @@ class KerasModel(nn.Module):
 
     Raises:
         MetricError: a metric lacks a method.
-        OptimizerError: the optimizer does not hold the net's parameters.
+        OptimizerError: the optimizer does not hold the net's parameters, or there are none.
     """
 
     StepRunner: type[Any] = StepRunner
@@ -95,6 +97,12 @@ class KerasModel(nn.Module):
         self.metrics_dict = check_metrics(metrics_dict)
         self._default_optimizer = None
         if optimizer is None:
+            if next(net.parameters(), None) is None:
+                raise OptimizerError(
+                    f"net, a {type(net).__name__}, has no parameters to train: assign its layers "
+                    f"and nn.Parameters to attributes of its own (lists go in an nn.ModuleList), "
+                    f"or pass the optimizer."
+                )
             optimizer = self._default_optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
         check_optimizer(optimizer, net, [loss_fn, *kwargs.values()])
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -465,6 +473,44 @@ class KerasModel(nn.Module):
         source, _ = make_sources(train_data, None, device, settings.batch_size)
         progress = make_progress(fit_arguments.get("quiet", False))
         return find_learning_rate(self, source, settings, min_lr, max_lr, num_steps, progress)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        fixed_shapes: bool = False,
+    ) -> Exported:
+        """Export what ``predict`` computes as a file that runs without the net's Python code.
+
+        The file is loaded again and compared with the net on some of the data before it gets its
+        name. Sizes that differ between batches stay free in it, and so does the number of samples.
+        The net is exported on the CPU, in evaluation mode and in its weights' own precision, and
+        stays as it is.
+
+        Args:
+            path: ends in ".pt2" for ``torch.export.load(path).module()``, or in ".onnx" for
+                onnxruntime; large weights of that stand in a second file, ``path`` + ".data".
+            data: as for ``predict``; its first batches are read.
+            batch_size: samples a batch, for a Dataset, tensor or arrays.
+            fixed_shapes: export for the first batch's shapes alone.
+
+        Returns:
+            What was exported and compared; prints as a line.
+
+        Raises:
+            SettingsError: another ending.
+            MissingExtraError: a package that ONNX needs is not installed.
+            DataError: the data has no batch, or batches of several forms.
+            ShapeError: the net cannot run on a batch.
+            ExportError: the net cannot be exported, or the file computes something else.
+            CheckpointError: the file cannot be written.
+        """
+        cpu = torch.device("cpu")
+        with untouched(self, data):
+            source = prediction_batches(data, cpu, batch_size)
+            return export_net(self.net, path, source, self.loss_fn is None, fixed_shapes)
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.

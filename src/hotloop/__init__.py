@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch as _torch  # noqa: F401 - hotloop is nothing without it: fail here when it is missing
 
-__version__ = "0.1.0"
+from hotloop.version import __version__ as __version__
 
 _HOMES = {
     "Accelerator": "hotloop.fitting.accelerator",

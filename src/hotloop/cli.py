@@ -115,9 +115,9 @@ def train(
 ) -> None:
     """Train a small convolutional net on real images, on the best device there is.
 
-    Writes history.csv, curves.png and weights.pt (a state dict) to the run folder. Ctrl-C stops
-    at the next step and keeps what there is. An earlier run's files are written over with
-    --overwrite alone.
+    Writes report.html, history.csv, curves.png and weights.pt (a state dict) to the run folder.
+    Ctrl-C stops at the next step and keeps what there is. An earlier run's files are written over
+    with --overwrite alone.
 
     Examples:
       hotloop train --data fashion-mnist --epochs 3
@@ -154,7 +154,7 @@ def train(
     )
     if not len(history):
         raise KeyboardInterrupt  # stopped before the first epoch was done: there is no result
-    typer.echo(f"weights, history and curves are in {run_folder}")
+    typer.echo(f"weights, history and report are in {run_folder}")
 
 
 app.add_typer(checkpoint_app, name="checkpoint")

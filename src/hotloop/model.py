@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from hotloop.callbacks.built_in import built_in_callbacks
 from hotloop.callbacks.check import check_callbacks
 from hotloop.callbacks.progress import Progress, make_progress
+from hotloop.checkpoint.files import write_atomically
 from hotloop.checkpoint.weights import load_weights, save_weights
 from hotloop.data.adapt import BatchSource, as_batches, make_sources
 from hotloop.data.arrays import refuse_lone_parts
@@ -40,6 +42,7 @@ from hotloop.inspection.preserve import main_device
 from hotloop.learning_rate import LearningRateCurve, find_learning_rate
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.nested import to_device
+from hotloop.reporting import describe_settings, make_run_report
 from hotloop.timing.clock import StepClock
 from hotloop.timing.report import MeasuredPeak, TimeReport
 
@@ -112,6 +115,8 @@ class KerasModel(nn.Module):
         self.best_epoch = 0
         self.stop_training = False  # for callbacks
         self.accelerator: Accelerator | None = None
+        self.messages: list[str] = []  # what the last fit said
+        self.fit_settings: dict[str, str] = {}  # its arguments that are not the default, as text
         self.skipped_steps: list[tuple[int, int, str]] = []  # epoch, step, why
         self.skipped_samples: list[tuple[Any, str]] = []  # index, error
         self.from_scratch = True  # torchkeras' name: no checkpoint was loaded yet
@@ -294,6 +299,7 @@ class KerasModel(nn.Module):
             trace_path=trace_path,
             trace_memory=trace_memory,
         )
+        self.fit_settings = describe_settings(type(self).fit, {**arguments, "devices": devices})
         plan = self._plan_devices(devices, cpu, arguments)
         if plan is not None and plan.starts_processes:
             fit_in_processes(self, plan, arguments)
@@ -302,6 +308,7 @@ class KerasModel(nn.Module):
         choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)
         sources = make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
+        self.messages = progress.messages
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
         self.accelerator, self._clock = run.accelerator, run.clock
@@ -511,6 +518,27 @@ class KerasModel(nn.Module):
         with untouched(self, data):
             source = prediction_batches(data, cpu, batch_size)
             return export_net(self.net, path, source, self.loss_fn is None, fixed_shapes)
+
+    def report(self, path: str | os.PathLike[str] = "report.html", title: str = "") -> Path:
+        """Write the last fit as a page: score, curves, epochs, time, settings, machine.
+
+        The page is one HTML file that needs nothing beside it.
+
+        Args:
+            path: the file to make or replace.
+            title: the heading; the net's class when not given.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            SettingsError: there was no fit yet, or it failed in processes that it had started.
+            CheckpointError: the file cannot be written.
+        """
+        times = self.time_report()
+        page = make_run_report(self, times, title or type(self.net).__name__)
+        write_atomically(path, lambda file: file.write(page.encode()))
+        return Path(path)
 
     def time_report(self) -> TimeReport:
         """Return where the time of the last ``fit`` went; callbacks may ask while it runs.

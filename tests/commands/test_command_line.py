@@ -25,9 +25,9 @@ def test_the_version(hotloop):
 @pytest.mark.parametrize("columns", [50, 80, 160])
 def test_help_is_wrapped_to_the_terminal(hotloop, monkeypatch, columns):
     paragraph = (
-        "Writes history.csv, curves.png and weights.pt (a state dict) to the run folder. Ctrl-C "
-        "stops at the next step and keeps what there is. An earlier run's files are written over "
-        "with --overwrite alone."
+        "Writes report.html, history.csv, curves.png and weights.pt (a state dict) to the run "
+        "folder. Ctrl-C stops at the next step and keeps what there is. An earlier run's "
+        "files are written over with --overwrite alone."
     )
     monkeypatch.setenv("COLUMNS", str(columns))
     done = hotloop("train", "--help")
@@ -82,7 +82,8 @@ def test_bench_leaves_an_earlier_report_alone(hotloop):
 def test_train_leaves_an_earlier_run_alone(hotloop):
     assert hotloop(*TRAIN, "--lr", "0").returncode == 0
     written = {path: path.read_bytes() for path in Path("mine").iterdir()}
-    assert {path.name for path in written} == {"history.csv", "curves.png", "weights.pt"}
+    names = {"history.csv", "curves.png", "report.html", "weights.pt"}
+    assert {path.name for path in written} == names
     for options, mend in [((), "another folder, or --overwrite"), (("--resume",), "was not saved")]:
         done = hotloop(*TRAIN, *options)
         assert done.returncode == 2

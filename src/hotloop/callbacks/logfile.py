@@ -40,20 +40,20 @@ class LogProgress(Progress):
         left = self.seconds_left
         time_left = "" if left is None else f", {format_duration(left)} left"
         speed = f"{self.samples_per_second:,.0f} samples/s{time_left}"
-        self.message("  ".join(filter(None, (f"{place} {steps}", format_row(values), speed))))
+        self.write("  ".join(filter(None, (f"{place} {steps}", format_row(values), speed))))
 
     def end_stage(self, values: Mapping[str, Any]) -> None:
         """Print the values of an evaluation; within a fit the epoch's line has them."""
         if values and not self.epoch:
-            self.message(f"{self.stage}: {format_row(values)}")
+            self.write(f"{self.stage}: {format_row(values)}")
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Print the epoch's line."""
         super().end_epoch(row, best)
         seconds = format_duration(time.perf_counter() - self._epoch_started)
         mark = "  * best so far" if best else ""
-        self.message(f"epoch {row['epoch']}/{self.epochs}  {format_row(row)}  ({seconds}){mark}")
+        self.write(f"epoch {row['epoch']}/{self.epochs}  {format_row(row)}  ({seconds}){mark}")
 
-    def message(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print a line and flush it, so that whoever follows the file sees it."""
         print(printable(text), file=sys.stdout, flush=True)  # noqa: T201

@@ -81,7 +81,7 @@ class NotebookProgress(Progress):
             self._draw_plot()
         self._draw()
 
-    def message(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Add a line under the bars."""
         self._messages.append(text)
         self._draw()

@@ -36,16 +36,44 @@ def draw_history(
     Returns:
         A ``matplotlib.figure.Figure``; matplotlib's global state is not touched.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     score = monitor.removeprefix("val_").removeprefix("train_")
     panels = [score] if score == "loss" else [score, "loss"]
     panels = [panels[0], *(p for p in panels[1:] if f"train_{p}" in history)]
-    figure = Figure(figsize=figsize or (6.0 * len(panels), 4.0), dpi=110, layout="constrained")
+    return draw_panels(history, panels, monitor, mode, len(panels), figsize)
+
+
+def draw_panels(
+    history: Mapping[str, Sequence[Any]],
+    panels: Sequence[str],
+    monitor: str,
+    mode: str,
+    panels_a_row: int,
+    figsize: Any = None,
+) -> Any:
+    """Draw training and validation curves, a panel for each metric.
+
+    Args:
+        history: columns of one value an epoch, "epoch" among them.
+        panels: metrics, named without their stage.
+        monitor: the column that is the score.
+        mode: "min" or "max": which scores are better.
+        panels_a_row: at most.
+        figsize: width and height in inches.
+
+    Returns:
+        A ``matplotlib.figure.Figure``; matplotlib's global state is not touched.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num_columns = min(panels_a_row, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    size = figsize or (6.0 * num_columns, 4.0 * num_rows)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
+    score = monitor.removeprefix("val_").removeprefix("train_")
     for position, name in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), position)
+        axes = figure.add_subplot(num_rows, num_columns, position)
         _draw_curves(axes, history, name)
         if name == score:
             _mark_best(axes, history, monitor, mode)

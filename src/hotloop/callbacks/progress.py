@@ -19,6 +19,7 @@ class Progress:
     Attributes:
         interval_seconds: the least time between two drawings within a stage.
         last_epoch: the number of the last epoch that is complete; 0 before the first.
+        messages: the lines of ``message`` so far, shown or not.
     """
 
     interval_seconds = 0.1
@@ -31,6 +32,7 @@ class Progress:
         self.started = self._due = 0.0
         self.last_epoch = self._num_ended = 0
         self._first_started = self._last_ended = 0.0
+        self.messages: list[str] = []
 
     def start_fit(self, *, epochs: int, monitor: str, mode: str) -> None:
         """Begin a fit of at most ``epochs`` epochs whose score is ``monitor``."""
@@ -80,6 +82,11 @@ class Progress:
         self._last_ended = time.perf_counter()
 
     def message(self, text: str) -> None:
+        """Show a line of text and keep it."""
+        self.messages.append(text)
+        self.write(text)
+
+    def write(self, text: str) -> None:
         """Show a line of text, not torn by the bar."""
 
     def end_fit(self, history: Mapping[str, list[Any]]) -> None:

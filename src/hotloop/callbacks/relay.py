@@ -50,7 +50,7 @@ class RelayProgress(Progress):
         super().end_epoch(row, best)
         self._send("end_epoch", (dict(row), best))
 
-    def message(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Send a line."""
         self._send("message", (text,))
 

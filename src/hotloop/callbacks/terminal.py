@@ -108,7 +108,7 @@ class TerminalProgress(Progress):
         """Close the bar; outside a fit its values are printed, where there are any."""
         self._close_bar()
         if values and not self.epoch:
-            self.message(f"{self.stage}: {format_row(values)}")
+            self.write(f"{self.stage}: {format_row(values)}")
 
     def end_epoch(self, row: Mapping[str, Any], best: bool) -> None:
         """Print the epoch's line."""
@@ -116,11 +116,11 @@ class TerminalProgress(Progress):
         seconds = format_duration(time.perf_counter() - self._epoch_started)
         width = len(str(self.epochs))
         mark = _highlight("  * best so far") if best else ""
-        self.message(
+        self.write(
             f"epoch {row['epoch']:>{width}}/{self.epochs}  {format_row(row)}  ({seconds}){mark}"
         )
 
-    def message(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print a line above the bar."""
         from tqdm import tqdm
 

@@ -92,9 +92,7 @@ class Trial:
         )
         own_step = type(model).step is not _base_of(type(model)).step
         compute = self.model.step if own_step else None
-        self.said: list[str] = []
-        progress = _Listening(self.said)
-        self.run = FitRun(self.model, self.settings, (source, None), progress, compute, True)
+        self.run = FitRun(self.model, self.settings, (source, None), Progress(), compute, True)
         self.run.start_speedups()
 
     def close(self) -> None:
@@ -244,17 +242,6 @@ def _again_and_again(batches: Any) -> Iterator[Any]:
             yield batch
         if not some:
             return
-
-
-class _Listening(Progress):
-    """Shows nothing; keeps what a fit says."""
-
-    def __init__(self, said: list[str]) -> None:
-        super().__init__()
-        self._said = said
-
-    def message(self, text: str) -> None:
-        self._said.append(text)
 
 
 def copied(model: Any) -> Any:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DATA_NAMES = ("fashion-mnist", "mnist", "digits")
-FILES = HISTORY, CURVES, WEIGHTS = "history.csv", "curves.png", "weights.pt"
+FILES = HISTORY, CURVES, WEIGHTS, REPORT = (
+    "history.csv",
+    "curves.png",
+    "weights.pt",
+    "report.html",
+)
 SAVED_RUN = run_folder_of(WEIGHTS).name  # of a run that can be gone on with
 
 
@@ -91,11 +96,11 @@ def train(
     seed: int = 42,
     **fit_options: Any,
 ) -> pd.DataFrame:
-    """Train on ``splits``; write history.csv, curves.png and weights.pt to ``run_folder``.
+    """Train on ``splits``; write weights.pt, history.csv, curves.png and report.html.
 
     Args:
         splits: training and validation images.
-        run_folder: made where it is missing.
+        run_folder: where they go; made where it is missing.
         epochs: the most epochs.
         batch_size: samples a batch.
         lr: Adam's learning rate.
@@ -127,4 +132,5 @@ def train(
     if len(history):
         columns = {str(name): history[name].tolist() for name in history}
         save_history_plot(columns, run_folder / CURVES, monitor="val_acc", mode="max")
+        model.report(run_folder / REPORT, title="A small convolutional net on real images")
     return history

@@ -48,6 +48,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     for role in ("train_data", "val_data"):
         _check_data(arguments[role], role, arguments["batch_size"], num_processes)
     progress = make_progress(arguments["quiet"], bool(arguments["plot"]))
+    model.messages = progress.messages
     progress.message(
         f"{num_processes} processes on {', '.join(sorted(set(map(str, plan.devices))))}: each "
         f"step takes {num_processes} times the batch size"

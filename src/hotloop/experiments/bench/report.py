@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from hotloop.experiments.bench.catalogue import CATALOGUE, WARNINGS, Experiment
@@ -15,6 +14,7 @@ from hotloop.experiments.bench.prose import INTRODUCTIONS, SNIPPETS
 from hotloop.experiments.bench.svg import Bar, Point, bar_chart, roofline
 from hotloop.experiments.bench.table import format_answer, with_share
 from hotloop.experiments.units import NOT_THERE, gibibytes, mebibytes, rate, seconds
+from hotloop.reporting.page import make_page
 
 _WORTH_DRAWING = 0.01  # of the longest start-up cost
 _WHAT_WIDTH = 400  # for what a start-up cost is, beside its bar
@@ -35,16 +35,10 @@ def write_report(outcome: Outcome, path: Path) -> None:
 
 def make_report(outcome: Outcome) -> str:
     """Return the report as HTML."""
-    style = files("hotloop.experiments.bench").joinpath("report.css").read_text(encoding="utf-8")
     sections = [_machine(outcome)]
     sections += [_experiment(outcome, CATALOGUE[name]) for name in outcome.measured]
     sections += [_roofs(outcome), _startup(outcome), _method(outcome)]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>CPU against GPU, measured</title><style>{style}</style></head><body><main>"
-        f"{_head(outcome)}{''.join(sections)}</main></body></html>\n"
-    )
+    return make_page("CPU against GPU, measured", _head(outcome) + "".join(sections))
 
 
 def _head(outcome: Outcome) -> str:

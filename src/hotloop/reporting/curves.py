@@ -1,0 +1,32 @@
+"""Curves of a history as an SVG picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hotloop.callbacks.plotting import draw_panels
+
+_PANELS_A_ROW = 2
+
+
+def history_svg(history: Mapping[str, Sequence[Any]], monitor: str, mode: str) -> str:
+    """Return a panel for each metric, the score first, and one for the learning rate."""
+    names = [column.removeprefix("val_").removeprefix("train_") for column in history]
+    first = monitor.removeprefix("val_").removeprefix("train_")
+    panels = list(dict.fromkeys([first, *(name for name in names if name != "epoch")]))
+    figure = draw_panels(history, panels, monitor, mode, panels_a_row=_PANELS_A_ROW)
+    return figure_svg(figure)
+
+
+def figure_svg(figure: Any) -> str:
+    """Return a matplotlib figure as an ``<svg>`` element, its text as text."""
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    # no date and no random ids: the same run gives the same page
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hotloop"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

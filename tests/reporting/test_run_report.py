@@ -1,0 +1,112 @@
+"""The page of a run, in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import pytest
+import torch
+from builders import make_mlp
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Accuracy
+
+from hotloop import KerasModel
+from hotloop.errors import SettingsError
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture
+def model(small, tmp_path):
+    """One that was fitted for three epochs."""
+    torch.manual_seed(0)
+    net = make_mlp()
+    metrics = {"acc": Accuracy(task="multiclass", num_classes=2)}
+    optimizer = torch.optim.Adam(
+        [{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": 0.25}], lr=1e-3
+    )
+    fitted = KerasModel(net, nn.CrossEntropyLoss(), metrics, optimizer)
+    data = DataLoader(TensorDataset(*small), 20, shuffle=True)
+    fitted.fit(
+        data, data, epochs=3, monitor="val_acc", mode="max", clip_grad_norm=2.5, quiet=True,
+        ckpt_path=tmp_path / "<b>weights.pt",
+    )  # fmt: skip
+    return fitted
+
+
+def test_it_has_the_run_s_numbers_and_needs_nothing_from_outside(model, tmp_path):
+    path = model.report(tmp_path / "page.html", title="Mine & <yours>")
+    assert path == tmp_path / "page.html"
+    html = path.read_text(encoding="utf-8")
+    assert f"{model.best_score:.4f} in epoch {model.best_epoch}" in html
+    for loss in model.history["train_loss"]:
+        assert f"<td>{loss:.4f}</td>" in html
+    assert html.count("<tr class=best>") == 1
+    assert "<td>clip_grad_norm</td><td>2.5</td>" in html
+    assert "lr 0.001" in html
+    assert "lr 0.25" in html
+    assert all(f"<li>{text}</li>" in html.replace("&#x27;", "'") for text in model.messages[:2])
+    assert "train_data is resident" in html
+    assert "Mine &amp; &lt;yours&gt;" in html
+    assert "<b>weights" not in html  # what the user named is no markup
+    assert not re.search(r"""(?:src|href)=["'](?!#|https?://www.w3.org)""", html)
+    assert "@import" not in html
+
+
+def test_a_browser_shows_it(model, tmp_path):
+    if BROWSER is None and not os.environ.get("HOTLOOP_NEEDS_BROWSER"):
+        pytest.skip("no Chromium or Chrome is installed")
+    assert BROWSER, "no Chromium here, and CI needs it: see scripts/install-chromium.sh"
+    path, picture = model.report(tmp_path / "report.html"), tmp_path / "report.png"
+    command = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1000,3000", f"--screenshot={picture}", path.as_uri(),
+    ]  # fmt: skip
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+    pixels = (255 * matplotlib.image.imread(picture)[..., :3]).round().astype(int)
+    for colour in ((0x5B, 0x8D, 0xEF), (0xE8, 0x74, 0x3B)):  # of the curves
+        assert (abs(pixels - colour).max(axis=-1) <= 2).sum() > 200
+
+
+def test_the_same_run_gives_the_same_page(model, tmp_path):
+    texts = [model.report(tmp_path / name).read_text() for name in ("a.html", "b.html")]
+    first, second = (re.sub(r"Written on [\d :-]+", "", text) for text in texts)
+    assert first == second
+
+
+def test_many_epochs_are_cut_in_their_middle(model, tmp_path):
+    model.history = {
+        "epoch": list(range(1, 1001)),
+        "train_loss": [1 / epoch for epoch in range(1, 1001)],
+        "val_acc": [0.5] * 1000,
+    }
+    html = model.report(tmp_path / "report.html").read_text()
+    assert html.count("<tr") < 300
+    assert "800 epochs in the middle are left out" in html
+
+
+def test_a_model_without_a_fit_has_none(tmp_path):
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    with pytest.raises(SettingsError, match="fit was not called"):
+        model.report(tmp_path / "report.html")
+
+
+def test_a_fit_that_was_stopped_in_its_first_epoch(small, tmp_path):
+    class Stops:
+        def on_fit_start(self, model):
+            raise KeyboardInterrupt
+
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(small, batch_size=20, callbacks=[Stops()], quiet=True, ckpt_path=tmp_path / "w")
+    html = model.report(tmp_path / "report.html").read_text()
+    assert "0 of at most 10" in html
+    assert "<td>callbacks</td><td>Stops</td>" in html

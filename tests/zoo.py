@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -91,6 +92,14 @@ class DrawsInPython(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.layer(inputs) * (1 + random.random())
+
+
+class DrawsInNumpy(DrawsInPython):
+    """So little that a graph with the same numbers in each step would pass for it."""
+
+    def forward(self, inputs):
+        noise = torch.from_numpy(np.random.randn(len(inputs), 2))
+        return self.layer(inputs) + 0.01 * noise.to(inputs)
 
 
 class Counts(nn.Module):
@@ -215,6 +224,7 @@ ZOO = {
     "lstm": Animal(Lstm, _rows(5, 8), pure=None),
     "branches": Animal(Branches, _rows(8), pure=False),
     "python random": Animal(DrawsInPython, _rows(8), pure=False),
+    "numpy's random": Animal(DrawsInNumpy, _rows(8), pure=False),
     "counter": Animal(Counts, _rows(8), pure=False),
     "buffer rebound": Animal(RebindsBuffer, _rows(8), pure=False),
     "global tensor": Animal(ReadsAGlobalTensor, _rows(8), pure=False),

@@ -105,6 +105,10 @@ class Grows:
             model.optimizer.add_param_group({"params": parameters, "lr": 0.02})
 
 
+def halve(parameter):
+    parameter.grad.mul_(0.5)
+
+
 def test_what_belongs_to_class_parameter_and_loader_goes_along_and_comes_back(small, monkeypatch):
     monkeypatch.setattr(KerasModel, "StepRunner", Counts)
 
@@ -113,6 +117,7 @@ def test_what_belongs_to_class_parameter_and_loader_goes_along_and_comes_back(sm
         net = make_mlp()
         net[0].requires_grad_(False)
         net[2].weight.register_hook(lambda gradient: gradient * 0.5)
+        net[2].bias.register_post_accumulate_grad_hook(halve)
         optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1, momentum=0.9)
         generator = torch.Generator().manual_seed(3)
         data = TensorDataset(small[0][:96], small[1][:96])
@@ -137,22 +142,28 @@ def test_what_belongs_to_class_parameter_and_loader_goes_along_and_comes_back(sm
 
 
 class LeavesOut(nn.Module):
-    """A net of whose parts one process leaves one out in the last step of an epoch."""
+    """A net of whose parts one process leaves one out in the last batch of an epoch."""
 
-    def __init__(self):
+    def __init__(self, last):
         super().__init__()
         self.used, self.idle = nn.Linear(4, 2), nn.Linear(4, 2)
-        self.num_steps = 0
+        self.num_batches, self.last = 0, last
 
     def forward(self, inputs):
-        self.num_steps += self.training
+        self.num_batches += self.training
         preds = self.used(inputs)
-        alone = os.environ.get("RANK") == "1" and self.num_steps == 5
+        alone = os.environ.get("RANK") == "1" and self.num_batches == self.last
         return preds if alone else preds + self.idle(inputs)
 
 
-def test_a_part_left_out_by_one_process_in_the_last_step_is_named_and_nobody_waits(small):
-    model = KerasModel(LeavesOut(), nn.CrossEntropyLoss())
-    data = (small[0][:100], small[1][:100])
+@pytest.mark.parametrize("accumulated", [1, 2])  # the batch before gave the part a gradient
+def test_a_part_left_out_by_one_process_in_the_last_batch_is_named_and_nobody_waits(
+    small, accumulated
+):
+    model = KerasModel(LeavesOut(last=4), nn.CrossEntropyLoss())
+    data = (small[0][:80], small[1][:80])
     with pytest.raises(ProcessError, match=r"idle.weight, idle.bias got no gradient"):
-        model.fit(data, epochs=1, batch_size=10, cpu=True, devices=2, plot=False, quiet=True)
+        model.fit(
+            data, epochs=1, batch_size=10, cpu=True, devices=2, plot=False, quiet=True,
+            gradient_accumulation_steps=accumulated,
+        )  # fmt: skip

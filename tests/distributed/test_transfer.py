@@ -67,7 +67,7 @@ class Keeps(torch.optim.SGD):
 
     def __init__(self, parameters):
         super().__init__(parameters, lr=0.1)
-        self.kept = 3
+        self.kept, self.decay = 3, lambda step: 0.5**step
 
 
 def test_an_optimizer_keeps_its_attributes_and_hooks(tmp_path):
@@ -78,9 +78,23 @@ def test_an_optimizer_keeps_its_attributes_and_hooks(tmp_path):
     write_objects({"net": net, "optimizer": optimizer, "calls": calls}, tmp_path / "objects")
     copy = read_objects(tmp_path / "objects")
     assert copy["optimizer"].kept == 3
+    assert copy["optimizer"].decay(1) == 0.5
     assert copy["optimizer"].param_groups[0]["params"][0] is copy["net"].weight
     copy["optimizer"].step()
     assert copy["calls"] == ["hook"]
+
+
+def test_a_parametrized_net_is_copied_with_its_parametrizations(tmp_path):
+    net = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 1))
+    net.of_ones_own = [net.parametrizations.weight.original0]
+    write_objects({"net": net}, tmp_path / "objects")
+    copy = read_objects(tmp_path / "objects")["net"]
+    assert isinstance(copy, torch.nn.Linear)
+    assert torch.equal(copy.weight, net.weight)
+    assert copy.of_ones_own[0] is copy.parametrizations.weight.original0
+    with torch.no_grad():
+        copy.parametrizations.weight.original0.mul_(2)
+    assert torch.equal(copy.weight, 2 * net.weight)
 
 
 def test_a_loader_is_copied_without_its_running_workers(tmp_path):

@@ -15,6 +15,7 @@ from torchmetrics.classification import BinaryAccuracy
 from hotloop import EpochRunner, KerasModel, StepRunner
 from hotloop.callbacks.progress import Progress
 from hotloop.distributed import is_main_process, rank, sum_across, wait_for_all, world_size
+from hotloop.distributed.reducing import SharedMetrics, differing
 from hotloop.errors import ProcessError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.loop import EpochOptions
@@ -145,6 +146,16 @@ class Watch:
         self.buffers.append(model.net.state_dict()["1.running_mean"].clone())
 
 
+class Hits(nn.Module):
+    """The state of a metric that keeps what it finds."""
+
+    sums_across_processes = True
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+
 class Eager(Progress):
     """A display of the main process that asks for values after each step."""
 
@@ -189,6 +200,13 @@ def meet():
     accelerator.save({"from": rank()}, "saved")
     wait_for_all()
     assert torch.load("saved", weights_only=True) == {"from": 0}
+    turned = torch.tensor([1.0 + rank() * 1j])
+    assert differing([("same", own[1:]), ("turned", turned)], accelerator.device) == ["turned"]
+    hits = Hits()
+    if rank() == 1:  # the other one has met none
+        hits.found.append(own)
+    with SharedMetrics(hits).merged():
+        assert torch.cat(hits.found).tolist() == [2.0, 10.0]
     return "both agree"
 
 

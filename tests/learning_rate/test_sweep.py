@@ -113,6 +113,24 @@ def test_batches_of_one_update_are_one_step():
     assert seen[:25] == pytest.approx(curve.rates)
 
 
+def test_the_loss_of_an_update_is_the_mean_over_all_its_samples():
+    data, model = make_data(48), make_model(torch.optim.SGD)  # batches of 32 and of 16
+    net = copy.deepcopy(model.net)
+    rates = {"min_lr": 1e-3, "max_lr": 1.0, "num_steps": 20}
+    curve = model.find_lr(data, **rates, exact=True, gradient_accumulation_steps=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    inputs, labels = data.dataset.tensors
+    losses = []
+    for rate in curve.rates:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert curve.losses == pytest.approx(losses, rel=1e-5)
+
+
 def test_a_step_runner_of_ones_own_is_what_runs():
     calls = []
 

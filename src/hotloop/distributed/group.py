@@ -69,9 +69,14 @@ def from_main_process(value: Any, device: torch.device) -> Any:
 
 def all_names(names: list[str]) -> list[str]:
     """Return the names that any process has: the main process' in its order, then the others'."""
-    held: list[list[str]] = [[] for _ in range(world_size())]
-    dist.all_gather_object(held, names)
-    return list(dict.fromkeys(name for one in held for name in one))
+    return list(dict.fromkeys(name for one in from_all_processes(names) for name in one))
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """Return every process' ``value``, in the processes' order; it is pickled."""
+    held: list[Any] = [None] * world_size()
+    dist.all_gather_object(held, value)
+    return held
 
 
 def broadcast(tensor: torch.Tensor) -> None:

@@ -126,7 +126,6 @@ class Processes:
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "parent": os.getpid(),
-            "sys_path": sys.path,
         }
         environment = os.environ | {
             "RANK": str(rank),

@@ -39,6 +39,7 @@ class NetInParallel(nn.Module):
         self._trained: set[int] = set()
         self._named: list[tuple[str, nn.Parameter]] = []
         self._averages = False
+        self._before: dict[str, tuple[torch.Tensor, int]] = {}
         self.follow_trained()
 
     def follow_trained(self) -> None:
@@ -64,6 +65,10 @@ class NetInParallel(nn.Module):
     def begin_batch(self) -> None:
         """Begin a batch, in which the net was not called yet."""
         self._averages = False
+        # gradients of the group's batches before, to which a backward pass adds in place
+        self._before = {
+            name: (p.grad, p.grad._version) for name, p in self._named if p.grad is not None
+        }
 
     def averages(self, parameter: torch.Tensor) -> bool:
         """Tell whether the batch's backward pass averages this parameter's gradient by itself.
@@ -97,7 +102,8 @@ class NetInParallel(nn.Module):
         """
         if not self._averages:
             return
-        unused = [name for name, p in self._named if p.grad is None]
+        before, self._before = self._before, {}
+        unused = [name for name, p in self._named if _is_as_before(p.grad, before.get(name))]
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))
@@ -152,3 +158,8 @@ class NetInParallel(nn.Module):
         """Yield the bare net's modules under its own names."""
         modules: Iterator[tuple[str, nn.Module]] = self.module.named_modules(*args, **kwargs)
         return modules
+
+
+def _is_as_before(grad: torch.Tensor | None, before: tuple[torch.Tensor, int] | None) -> bool:
+    """Tell whether a backward pass left a gradient out, of which this was noted before it."""
+    return grad is None or (before is not None and before[0] is grad and before[1] == grad._version)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hotloop.distributed.group import collective_device
+from hotloop.distributed.group import collective_device, from_all_processes
 from hotloop.distributed.processes import sum_across, world_size
 from hotloop.errors import MetricError
 
@@ -65,7 +65,8 @@ def differing(named: Sequence[tuple[str, torch.Tensor]], device: torch.device) -
         named: names and tensors, the same ones in all processes.
         device: of this process.
     """
-    sums = [(t.detach().double().sum(), t.detach().double().abs().sum()) for _, t in named]
+    plain = [torch.view_as_real(t) if t.is_complex() else t for _, t in named]
+    sums = [(t.detach().double().sum(), t.detach().double().abs().sum()) for t in plain]
     if not sums:
         return []
     own = torch.stack([torch.stack(pair) for pair in sums]).to(collective_device(device))
@@ -119,9 +120,20 @@ class SharedMetrics:
         for metric in self._own:
             for buffer in metric.buffers(recurse=False):
                 dist.all_reduce(buffer)
-            for name, value in vars(metric).items():
-                if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-                    setattr(metric, name, [gather_rows(torch.cat(value))])
+        rows = [_rows_in(metric) for metric in self._own]
+        if not rows:
+            return
+        # some processes may have found nothing to add, and gather nothing by themselves
+        forms = [
+            {name: (r.dtype, r.shape[1:], r.device.type) for name, r in own.items()} for own in rows
+        ]
+        for found in from_all_processes(forms):
+            for own, form in zip(rows, found, strict=True):
+                for name, (dtype, shape, device) in form.items():
+                    own.setdefault(name, torch.empty((0, *shape), dtype=dtype, device=device))
+        for metric, own in zip(self._own, rows, strict=True):
+            for name in sorted(own):  # in the same order everywhere
+                setattr(metric, name, [gather_rows(own[name])])
 
     def _stay_apart(self, apart: bool) -> None:
         for metric in self._torchmetrics:
@@ -159,6 +171,15 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     shares = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(shares, padded)
     return torch.cat([share[:size] for share, size in zip(shares, sizes, strict=True)])
+
+
+def _rows_in(metric: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the lists of tensors that a metric keeps, each joined, by name."""
+    return {
+        name: torch.cat(value)
+        for name, value in vars(metric).items()
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor)
+    }
 
 
 def _sums_across(metric: Any) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copyreg
 import linecache
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.data import DataLoader
 
 from hotloop.errors import TransferError
@@ -84,6 +86,9 @@ def _make_pickler(cloudpickle: Any) -> type:
                 return _reduce_optimizer(obj)
             if isinstance(obj, DataLoader) and getattr(obj, "_iterator", None) is not None:
                 return _reduce_loader(obj)
+            if isinstance(obj, torch.nn.Module) and is_parametrized(obj):
+                # its class refuses plain pickling, which could not find that class again
+                return copyreg.__newobj__, (type(obj),), vars(obj)  # type: ignore[attr-defined]
             return super().reducer_override(obj)
 
     return Pickler
@@ -96,21 +101,33 @@ def _reduce_optimizer(optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     state = rest[0] if rest else None
     if not isinstance(state, dict):
         return (make, parts, *rest)
-    dropped = {
-        name: value
-        for name, value in vars(optimizer).items()
-        # a function in the object's own dict is a wrapper around a method, as schedulers make
-        if name not in state and not callable(value)
-    }
-    return (make, parts, (state, dropped), None, None, _restore_optimizer)
+    left_out = attributes_beside(state, optimizer)
+    return (make, parts, (state, left_out), None, None, _restore_optimizer)
 
 
 def _restore_optimizer(
     optimizer: torch.optim.Optimizer, states: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
-    state, dropped = states
-    vars(optimizer).update(dropped)
+    state, left_out = states
+    vars(optimizer).update(left_out)
     optimizer.__setstate__(state)
+
+
+def attributes_beside(copied: Container[str], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the attributes of an optimizer that its own copying leaves out, but for its methods.
+
+    A ``step`` that was put in a method's place, as schedulers do, acts on the original.
+
+    Args:
+        copied: names of those that it copies.
+        optimizer: the original.
+    """
+    kind = type(optimizer)
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if name not in copied and not callable(getattr(kind, name, None))
+    }
 
 
 def _reduce_loader(loader: DataLoader[Any]) -> tuple[Any, ...]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import time
-import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch import nn
 from hotloop.callbacks.progress import Progress
 from hotloop.data.adapt import BatchSource
 from hotloop.data.guarded import GuardedLoader, can_guard
+from hotloop.distributed.transfer import attributes_beside
 from hotloop.errors import DiagnosisError, HotloopError
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MONITOR, FitSettings
@@ -251,7 +250,9 @@ def copied(model: Any) -> Any:
     try:
         memo: dict[int, Any] = {}
         duplicate = copy.deepcopy(model, memo)
-        _copy_attributes(model.optimizer, duplicate.optimizer, memo)
+        left_out = attributes_beside(vars(duplicate.optimizer), model.optimizer)
+        # with the same memo, so that parameters are those of the copied net
+        vars(duplicate.optimizer).update(copy.deepcopy(left_out, memo))
     finally:
         model.lr_scheduler, model._clock = scheduler, clock
     for group in duplicate.optimizer.param_groups:
@@ -260,22 +261,6 @@ def copied(model: Any) -> Any:
         else:
             group["lr"] = 0.0
     return duplicate
-
-
-def _copy_attributes(optimizer: Any, duplicate: Any, memo: dict[int, Any]) -> None:
-    """Copy what an optimizer's class set on ``self``, which torch's ``__getstate__`` leaves out.
-
-    Not its hooks, nor a ``step`` that was put there (schedulers do): they act on the original.
-
-    Args:
-        optimizer: the original.
-        duplicate: what ``copy.deepcopy`` made of it.
-        memo: of that copy, so that parameters are those of the copied net.
-    """
-    for name, value in vars(optimizer).items():
-        is_function = isinstance(value, (types.FunctionType, types.MethodType, functools.partial))
-        if name not in vars(duplicate) and not name.startswith("_optimizer_") and not is_function:
-            setattr(duplicate, name, copy.deepcopy(value, memo))
 
 
 def _base_of(kind: type[Any]) -> Any:

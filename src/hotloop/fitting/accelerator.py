@@ -156,7 +156,8 @@ class Accelerator:
         Args:
             optimizer: whose parameters' gradients are meant.
         """
-        self._average_rest(parameters_of(optimizer))
+        if self.parallel is not None:
+            self.parallel.average_rest(parameters_of(optimizer))
 
     def _average_rest(self, parameters: Iterable[torch.Tensor]) -> None:
         if self.parallel is not None:

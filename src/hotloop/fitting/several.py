@@ -63,8 +63,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     rng_state = torch.get_rng_state()
     # of its class, where torchkeras' users put them: an imported class is not copied but imported
     runners = {name: getattr(model, name) for name in ("StepRunner", "EpochRunner")}
-    # of parameters, whose pickling drops them
-    hooks = {name: list((p._backward_hooks or {}).values()) for name, p in _named_parameters(model)}
+    hooks = {name: _hooks_of(parameter) for name, parameter in _named_parameters(model)}
     objects = {"work": _fit_here, "model": model, "rng_state": rng_state}
     objects.update(runners=runners, gradient_hooks=hooks)
     objects.update(arguments)
@@ -91,7 +90,7 @@ def _fit_here(
     model: Any,
     rng_state: torch.Tensor,
     runners: Mapping[str, type[Any]],
-    gradient_hooks: Mapping[str, list[Callable[..., Any]]],
+    gradient_hooks: Mapping[str, list[tuple[str, Callable[..., Any]]]],
     **arguments: Any,  # of fit
 ) -> dict[str, Any]:
     """Run in each process: fit the copy of the model, and return what changed."""
@@ -100,8 +99,8 @@ def _fit_here(
     for name, runner in runners.items():
         setattr(model, name, runner)
     for name, parameter in _named_parameters(model):
-        for hook in gradient_hooks[name]:
-            parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+        for register, hook in gradient_hooks[name]:
+            getattr(parameter, register)(hook)
     model.fit(**arguments, devices=_Joined(device))
     return {
         "net": bare_state_dict(model.net),
@@ -136,6 +135,15 @@ def _take_over(model: Any, result: Mapping[str, Any]) -> None:
     for name, value in result["attributes"].items():
         setattr(model, name, value)
     torch.set_rng_state(result["rng_state"].clone())
+
+
+def _hooks_of(parameter: Any) -> list[tuple[str, Callable[..., Any]]]:
+    """Return a parameter's hooks, which its pickling drops, each after what registers it."""
+    own = {
+        "register_hook": parameter._backward_hooks,
+        "register_post_accumulate_grad_hook": parameter._post_accumulate_grad_hooks,
+    }
+    return [(name, hook) for name, hooks in own.items() for hook in (hooks or {}).values()]
 
 
 def _named_parameters(model: Any) -> list[tuple[str, torch.Tensor]]:

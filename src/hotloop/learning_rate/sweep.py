@@ -18,6 +18,7 @@ from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.optimizers import set_rates
 from hotloop.fitting.settings import FitSettings
 from hotloop.learning_rate.curve import NUM_FIRST, LearningRateCurve, Running
+from hotloop.metrics.accumulate import weighted_mean
 from hotloop.nested import count_samples
 
 _LOOK_EVERY = 10  # steps between two looks at losses that wait on a device
@@ -86,9 +87,9 @@ class _Sweep:
         self.losses: list[float] = []
         self.diverged = False
         self._running = Running()
-        self._waiting: list[Any] = []  # values of the steps since the last look
-        self._group: list[Any] = []  # of the batches since the last update
-        self._group_samples = 0
+        # of each batch its loss and samples: in the steps since the last look, by step
+        self._waiting: list[list[tuple[Any, int]]] = []
+        self._group: list[tuple[Any, int]] = []  # since the last update
 
     def make_runner(self, step_runner: Any, quiet: bool) -> _SweepRunner:
         """Return what stands for the epoch runner."""
@@ -112,22 +113,23 @@ class _Sweep:
     def add(self, loss: Any, num_samples: int, updated: bool) -> None:
         """Note the loss of a batch; the batches of one update count as one step."""
         # a graph writes its next losses where these are
-        self._group.append(loss.clone() if isinstance(loss, torch.Tensor) else loss)
-        self._group_samples += num_samples
+        loss = loss.clone() if isinstance(loss, torch.Tensor) else loss
+        self._group.append((loss, num_samples))
         if not updated:
             return
-        if self.progress.advance(self._group_samples):
+        group, self._group = self._group, []
+        if self.progress.advance(sum(samples for _, samples in group)):
             self.progress.show({})
-        values, self._group, self._group_samples = self._group, [], 0
-        self._waiting.append(values)
+        self._waiting.append(group)
         if self._num_begun == self.num_steps or len(self._waiting) >= _LOOK_EVERY:
             self.look()
 
     def look(self) -> None:
         """Read the losses that wait, and see whether training went off at one."""
         waiting, self._waiting = self._waiting, []
-        for values in waiting:
-            loss = sum(float(value) for value in values) / len(values)
+        for group in waiting:
+            values, num_samples = zip(*group, strict=True)
+            loss = weighted_mean(list(map(float, values)), num_samples)
             if not math.isfinite(loss) or self._running.is_off(self._running.add(loss)):
                 self.diverged = True
                 return

@@ -8,6 +8,7 @@ import sys
 import types
 from collections import UserDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -27,6 +28,7 @@ def train(animal, make_optimizer, epochs=2, precision=torch.float64, **options):
     """Return history and net of a fit whose random numbers are the same each time."""
     torch.manual_seed(0)
     random.seed(0)
+    np.random.seed(0)
     net = animal.make().to(precision)
     optimizer = make_optimizer(net.parameters())
     make_scheduler = options.pop("make_scheduler", None)

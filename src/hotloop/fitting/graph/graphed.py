@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from hotloop.data.random_state import RandomStates
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.graph.batch_places import BatchPlaces, versions_of
@@ -516,6 +517,7 @@ class GraphedStep:
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
         self._module = LossModule(self.net, self.loss_fn, batch, self._gives_whole)
+        random_states = RandomStates.read()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before
@@ -524,13 +526,19 @@ class GraphedStep:
                 if self.inductor and self._prover.why_unrolled:
                     self.leave_inductor(self._prover.why_unrolled)
                 engine: Engine = build_engine(self, leaves)
-                return engine
+            # Dynamo takes numpy's for torch's, and what was drawn here is a constant of the graph
+            drew = [name for name in random_states.moved() if name != "torch"]
+            if drew:
+                raise DeclinedError(f"forward or loss draws random numbers of {' and '.join(drew)}")
+            return engine
         except DeclinedError:
             raise
         except torch.OutOfMemoryError as error:
             raise DeclinedError("memory runs out while a graph is made") from error
         except Exception as error:
             raise DeclinedError(f"a graph cannot be made: {first_line(error)}") from error
+        finally:
+            random_states.restore()
 
     @property
     def num_builds(self) -> int:

@@ -672,6 +672,30 @@ def test_callbacks_see_what_torchkeras_shows_them(small):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("raised", [OSError("mine"), SystemExit(3)])
+def test_callbacks_are_told_where_a_fit_ends_by_an_error(small, raised):
+    events = []
+
+    class Careless:
+        def on_fit_error(self, model):
+            raise ValueError("of a callback")
+
+    class Fails:
+        def on_train_epoch_end(self, model):
+            raise raised
+
+        def on_fit_error(self, model):
+            events.append(("error", model.net.training))
+
+        def on_fit_end(self, model):
+            events.append("end")
+
+    with pytest.raises(type(raised)) as caught:
+        fit(make_model(), loader(small), loader(small), callbacks=[Careless(), Fails()])
+    assert events == [("error", True)]
+    assert caught.value.__notes__ == ["on_fit_error of Careless raised ValueError('of a callback')"]
+
+
 def test_predict_joins_structures_and_needs_no_labels(small):
     class Both(nn.Module):
         def __init__(self):

@@ -36,7 +36,7 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MODE, DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.step import StepRunner
-from hotloop.fitting.trainable import call_hooks, is_users_own, place
+from hotloop.fitting.trainable import call_hooks, is_users_own, place, tell_of_error
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.inspection.preserve import main_device
 from hotloop.learning_rate import LearningRateCurve, find_learning_rate
@@ -198,7 +198,8 @@ class KerasModel(nn.Module):
             mode: "min" or "max": which scores are better. The default, "min", becomes "max" for a
                 metric object that says so (torchmetrics' ``higher_is_better``).
             callbacks: objects with any of ``on_fit_start``, ``on_train_epoch_end``,
-                ``on_validation_epoch_end``, ``on_fit_end``, each called with ``model=``. One
+                ``on_validation_epoch_end``, ``on_fit_end`` and, where the fit ends by an error or a
+                signal, ``on_fit_error``, each called with ``model=``. One
                 that sets ``model.stop_training = True`` ends the fit after its epoch.
             plot: draw the monitored metric while training: live in a notebook, as history.png
                 in a script.
@@ -326,6 +327,9 @@ class KerasModel(nn.Module):
             call_hooks(hooks, "on_fit_start", self)
             run.run(hooks)
             call_hooks(hooks, "on_fit_end", self)
+        except BaseException as error:
+            tell_of_error(hooks, self, error)
+            raise
         finally:
             self._leave_whole_rows(run)
             progress.end_fit(self.history)

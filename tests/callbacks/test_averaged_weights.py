@@ -10,9 +10,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
+from torchmetrics.classification import MulticlassAccuracy
 
 from hotloop import AveragedWeights, KerasModel
-from hotloop.errors import SettingsError
+from hotloop.errors import MetricError, SettingsError
 
 
 def make_net() -> nn.Module:
@@ -135,6 +136,43 @@ def test_the_first_weights_are_forgotten_in_a_warm_up():
     callback.on_train_epoch_end(model)
     assert net.weight.item() == pytest.approx(expected, rel=1e-5)
     callback.on_fit_end(model)
+
+
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_an_error_leaves_the_optimizer_and_the_trained_weights(small, tmp_path, stage):
+    """Another fit goes on from there as one without the callback would."""
+
+    class Fails(MulticlassAccuracy):
+        fails = False
+
+        def update(self, preds, labels):
+            if Fails.fails:
+                raise RuntimeError("mine")
+            super().update(preds, labels)
+
+    class FailsLater:
+        def on_train_epoch_end(self, model):
+            trained.append({name: t.clone() for name, t in model.net.state_dict().items()})
+            Fails.fails = stage == "val"
+
+        def on_validation_epoch_end(self, model):
+            Fails.fails = stage == "train"
+
+    trained = []
+    net = make_mlp()
+    model = KerasModel(
+        net, nn.CrossEntropyLoss(), {"acc": Fails(2)},
+        torch.optim.SGD(net.parameters(), lr=0.1),
+    )  # fmt: skip
+    callback = AveragedWeights(0.9)
+    with pytest.raises(MetricError, match="mine"):
+        model.fit(
+            small, small, epochs=3, batch_size=20, callbacks=[FailsLater(), callback], quiet=True,
+            exact=True, ckpt_path=tmp_path / "w",
+        )  # fmt: skip
+    assert not model.optimizer._optimizer_step_post_hooks
+    if stage == "val":  # in training it may have failed after some updates more
+        torch.testing.assert_close(dict(net.state_dict()), trained[-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9"])

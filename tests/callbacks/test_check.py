@@ -35,6 +35,14 @@ def test_the_hooks_are_those_that_fit_calls(small):
             return lambda model: called.add(name)
 
     fit(small, [All()])
+    assert "on_fit_error" not in called
+
+    class Raises:
+        def on_fit_end(self, model):
+            raise OSError("mine")
+
+    with pytest.raises(OSError, match="mine"):
+        fit(small, [All(), Raises()])
     assert called == set(HOOKS) == {name for name in vars(Callback) if name.startswith("on_")}
 
 

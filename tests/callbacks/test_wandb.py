@@ -32,9 +32,25 @@ batches = [(inputs, (inputs[:, 0] > 0).long())]
 kind = Folder if sys.argv[1] == "folder" else KerasModel
 model = kind(nn.Linear(4, 2), nn.CrossEntropyLoss())
 wandb = WandbCallback(project="tests", config={"lr": 3e-4})
-model.fit(batches, batches, epochs=3, plot=False, quiet=True, cpu=True, callbacks=[wandb])
+class Fails:
+    def on_train_epoch_end(self, model):
+        raise OSError("mine")
+callbacks = [wandb, Fails()] if sys.argv[1] == "failing" else [wandb]
+try:
+    model.fit(batches, batches, epochs=3, plot=False, quiet=True, cpu=True, callbacks=callbacks)
+except OSError:
+    assert wandb.wb.run is None, "the run is still open"
 print("run", model.run_id)
 """
+
+
+def test_a_run_whose_fit_fails_is_closed(tmp_path):
+    env = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", PROGRAM, "failing"]
+    found = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert found.returncode == 0, found.stderr
+    (record,) = tmp_path.glob(f"wandb/offline-run-*/run-{found.stdout.split()[-1]}.wandb")
+    assert record.stat().st_size
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

@@ -80,6 +80,12 @@ class AveragedWeights(Callback):
         del model
         self._stop()
 
+    def on_fit_error(self, model: TrainedModel) -> None:
+        """Let go of the optimizer; the net has its own weights, unless better ones are back."""
+        if self._trained is not None and self._is_in_net():
+            self.on_validation_epoch_end(model)
+        self.on_fit_end(model)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a saved run needs to go on."""
         return {
@@ -103,6 +109,14 @@ class AveragedWeights(Callback):
             for name, tensor in named
             if tensor.is_floating_point() or tensor.is_complex()
         }
+
+    def _is_in_net(self) -> bool:
+        values = self._values()
+        pairs = ((tensor, values.get(name)) for name, tensor in self._average.items())
+        return all(
+            value is not None and torch.equal(tensor.to(value.dtype), value)
+            for tensor, value in pairs
+        )
 
     def _update(self, *_: Any) -> None:
         self.num_updates += 1

@@ -56,3 +56,9 @@ class Callback:
 
     def on_fit_end(self, model: TrainedModel) -> None:
         """Run once training is over and the best weights are back."""
+
+    def on_fit_error(self, model: TrainedModel) -> None:
+        """Run in the place of ``on_fit_end`` where a fit ends by an error or a signal.
+
+        That error is raised afterwards; one that is raised here becomes a note of it.
+        """

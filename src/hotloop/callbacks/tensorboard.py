@@ -66,6 +66,12 @@ class TensorBoardCallback(Callback):
             os.path.join(self.log_path, "dfhistory.csv"), index=False
         )
 
+    def on_fit_error(self, model: TrainedModel) -> None:
+        """Close the event file."""
+        del model
+        if self.writer is not None:
+            self.writer.close()
+
     def _write_weights(self, model: TrainedModel, epoch: int) -> None:
         if self.log_weight:
             for name, parameter in model.accelerator.unwrap_model(model.net).named_parameters():

@@ -72,3 +72,9 @@ class WandbCallback(Callback):
             add(os.fspath(model.ckpt_path))
             self.wb.log_artifact(artifact)
         self.wb.finish()
+
+    def on_fit_error(self, model: TrainedModel) -> None:
+        """Close the run as one that failed."""
+        del model
+        if self.wb.run is not None:
+            self.wb.finish(exit_code=1)

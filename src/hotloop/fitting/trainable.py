@@ -132,3 +132,12 @@ def call_hooks(callbacks: Sequence[Any], hook: str, model: Any) -> None:
         method = getattr(callback, hook, None)
         if method is not None:
             method(model=model)
+
+
+def tell_of_error(callbacks: Sequence[Any], model: Any, error: BaseException) -> None:
+    """Call ``on_fit_error`` of every callback; what one raises becomes a note of the error."""
+    for callback in callbacks:
+        try:
+            call_hooks([callback], "on_fit_error", model)
+        except Exception as raised:  # noqa: BLE001 - the first error is the one to tell
+            error.add_note(f"on_fit_error of {type(callback).__name__} raised {raised!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,12 +12,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hotloop.distributed.group import broadcast
 from hotloop.errors import ProcessError
 
 _WITHOUT_GRADIENT = (
     "{} got no gradient in this step, so that the processes cannot average it: let every "
     "parameter take part in every step's loss, or freeze it with requires_grad_(False)."
 )
+# in what DistributedDataParallel says of a backward pass that left some out
+_INDICES = re.compile(r"did not receive grad for rank \d+: ([\d ]+)")
 
 
 class NetInParallel(nn.Module):
@@ -97,10 +101,38 @@ class NetInParallel(nn.Module):
         """
         if not self._averages:
             return
-        unused = [name for name, p in self._named if p.grad is None]
+        self._refuse([name for name, p in self._named if p.grad is None])
+
+    def check_averaged(self) -> None:
+        """Refuse, before an update, parameters that the group's last batch gave no gradient.
+
+        Those of the batches before it are there and were not averaged: the others wait for them.
+
+        Raises:
+            ProcessError: names them; the weights are unchanged.
+        """
+        if not self._averages:
+            return
+        try:
+            self.__dict__["_parallel"]._check_reducer_finalized()
+        except RuntimeError as error:
+            found = _INDICES.search(str(error))
+            if found is None:
+                raise
+            self._refuse([self._named[int(index)][0] for index in found[1].split()])
+
+    def _refuse(self, unused: list[str]) -> None:
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))
+
+    def give_weights(self) -> None:
+        """Give every process the main process' weights and buffers."""
+        for tensor in self.module.state_dict().values():
+            if isinstance(tensor, torch.Tensor):
+                held = tensor.contiguous()  # images' weights may have their channels last
+                broadcast(held)
+                tensor.copy_(held)
 
     def without_averaging(self) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up in this process only."""

@@ -156,6 +156,8 @@ class Accelerator:
         Args:
             optimizer: whose parameters' gradients are meant.
         """
+        if self.parallel is not None:
+            self.parallel.net.check_averaged()
         self._average_rest(parameters_of(optimizer))
 
     def _average_rest(self, parameters: Iterable[torch.Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from hotloop import free_memory, memory, peak_memory
+from hotloop.errors import OutOfMemoryError, ProcessError
 from hotloop.fitting.host_memory import HostMemory
 
 MIB = 2**20
@@ -105,3 +107,29 @@ def test_nothing_to_free():
     shared = torch.ones(3)
     free_memory((1, "text", None))
     assert shared.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIncluding more"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("Caught MemoryError in DataLoader worker process 0.\n  Trace\nMemoryError: x"),
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_what_says_that_memory_ran_out(error):
+    assert memory.is_out_of_memory(error)
+    told = str(memory.out_of_memory("this does not fit", error, "do that"))
+    assert "\n" not in told
+    assert told.endswith("): do that.")
+    assert "()" not in told
+
+
+def test_what_does_not_say_that_memory_ran_out():
+    said_already = OutOfMemoryError("of hotloop's own")
+    for error in (said_already, ProcessError("killed (out of memory)"), RuntimeError("shapes")):
+        assert not memory.is_out_of_memory(error)

@@ -97,8 +97,8 @@ class NonFiniteError(_OfSamples, ArithmeticError):
         indices: the samples of that step's batch, where the data has indices; else None.
     """
 
-    def __init__(self, message: str, *, step: int, epoch: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, step: int = 0, epoch: int = 0) -> None:
+        super().__init__(message)  # alone, as an error is made anew that comes from a process
         self.step = step
         self.epoch = epoch
 

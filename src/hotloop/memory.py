@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import gc
+import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,11 +18,68 @@ from typing import Any
 import torch
 from torch import nn
 
+from hotloop.errors import HotloopError, OutOfMemoryError
 from hotloop.placement import check_device
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
+# of a CPU's allocator, on Windows too, of devices whose allocator is not torch's, of CUDA itself
+# where another process fills the device, of its libraries, and of a loader's worker: plain
+# RuntimeErrors
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory",
+                 "STATUS_ALLOC_FAILED", "MemoryError in DataLoader")  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on an accelerator or the host.
+
+    Hotloop's own errors do not count: they have said it already.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, HotloopError):
+        if isinstance(seen, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(seen, OSError) and seen.errno == errno.ENOMEM:
+            return True  # of a fork
+        if isinstance(seen, RuntimeError) and any(word in str(seen) for word in _MEMORY_WORDS):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def shortage(error: BaseException) -> str:
+    """Return the line of such an error that says what ran out."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught "):  # in a worker: its traceback comes first
+        lines = [line for line in lines if re.match(r"[\w.]+Error: ", line)][-1:] or lines
+    return lines[0].strip().rstrip(".")
+
+
+def out_of_memory(what: str, error: BaseException, mend: str) -> OutOfMemoryError:
+    """Return the error to raise in the place of one that says that memory ran out.
+
+    Args:
+        what: does not fit, or ran out of it.
+        error: as it was raised.
+        mend: what to change.
+    """
+    return OutOfMemoryError(f"{what} ({shortage(error)}): {mend}.")
+
+
+@contextlib.contextmanager
+def naming_memory(what: str, mend: str) -> Iterator[None]:
+    """Say what the block was about, and what to change, where memory runs out in it.
+
+    Raises:
+        OutOfMemoryError: likewise.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(what, error, mend) from error
 
 
 class MemoryPeak:

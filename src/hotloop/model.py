@@ -29,17 +29,20 @@ from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import Forward
 from hotloop.fitting.keywords import check_keywords
 from hotloop.fitting.loop import EpochOptions, EpochRunner
+from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.optimizers import check_optimizer
 from hotloop.fitting.parallel import Parallel, refuse_unsupported
 from hotloop.fitting.resume.settings import ResumeSettings
 from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MODE, DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
-from hotloop.fitting.step import StepRunner
+from hotloop.fitting.stages import MEMORY_MEND
+from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.trainable import call_hooks, is_users_own, place, tell_of_error
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.inspection.preserve import main_device
 from hotloop.learning_rate import LearningRateCurve, find_learning_rate
+from hotloop.memory import naming_memory
 from hotloop.metrics.accumulate import check_metrics
 from hotloop.nested import to_device
 from hotloop.reporting import describe_settings, make_run_report
@@ -403,10 +406,14 @@ class KerasModel(nn.Module):
         self.net.eval()
         outputs = Outputs()
         # not inference_mode: a tensor that the net makes here and keeps could not be trained with
-        with torch.no_grad(), accelerator.autocast():
+        with (
+            naming_memory("memory ran out in predict", "pass a smaller batch_size"),
+            torch.no_grad(),
+            accelerator.autocast(),
+        ):
             for host_batch, batch in source.iterate_with_host():
                 outputs.add(forward.predict(batch, host_batch))
-        return outputs.joined()
+            return outputs.joined()
 
     def diagnose(
         self,
@@ -624,12 +631,15 @@ class KerasModel(nn.Module):
     ) -> dict[str, Any]:
         if isinstance(runner, StepRunner):
             runner.compute_loss.watch_embeddings(source.device)
-            if type(self).step is not KerasModel.step:
-                runner.options = type(runner.options)(compute=self.step)
+            own = type(self).step is not KerasModel.step
+            runner.options = StepOptions(
+                compute=self.step if own else None,
+                micro_batches=MicroBatches(progress.message, lambda: False, lambda: False),
+            )
         epoch_runner = self.EpochRunner(runner, False)
         if isinstance(epoch_runner, EpochRunner):
             epoch_runner.options = EpochOptions(progress=progress)
-        with torch.no_grad():
+        with naming_memory("memory ran out in evaluate", MEMORY_MEND["val"]), torch.no_grad():
             values: dict[str, Any] = epoch_runner(source)
         progress.end_fit({})
         return values

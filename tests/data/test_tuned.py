@@ -9,7 +9,7 @@ import signal
 import planted_doctor as planted
 import pytest
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import default_collate, get_worker_info
 
 from hotloop.data import worker_count
 from hotloop.data.adapt import as_batches
@@ -281,3 +281,17 @@ def test_impure_reading_is_found_without_moving_anything():
 def test_an_unknown_way_of_tuning_is_refused():
     with pytest.raises(SettingsError, match="tune='fast' is not known"):
         planted.make_model().fit(planted.make_loader(), tune="fast")
+
+
+def collate_without_room(samples):
+    if get_worker_info() is not None and get_worker_info().id == 1:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space")
+    return default_collate(samples)
+
+
+def test_workers_without_shared_memory_are_given_up_and_no_number_changes(capsys):
+    plain = train(None, exact=True, collate_fn=collate_without_room)
+    tuned = train("auto", exact=True, collate_fn=collate_without_room)
+    said = capsys.readouterr().out
+    assert "train_data is read without workers as before: the shared memory is too small" in said
+    assert_same(plain, tuned)

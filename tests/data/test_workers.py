@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from hotloop import KerasModel
+from hotloop.data import workers
 from hotloop.data.adapt import as_batches
 from hotloop.data.resident import make_source
 from hotloop.data.workers import AdaptiveSource, can_fork, workers_wanted
@@ -69,6 +70,15 @@ def test_slow_reading_moves_to_workers_with_the_same_batches():
         for batch, expected in zip(epoch, loader, strict=True):
             assert torch.equal(batch[0], expected[0])
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_no_workers_are_tried_that_the_shared_memory_is_too_small_for(monkeypatch):
+    monkeypatch.setattr(workers, "shared_memory_left", lambda: 1 << 10)
+    said, epochs, source = run_epochs(Slow(), 3, work_seconds=0.02)
+    assert len(said) == 1
+    assert "train_data is read without workers" in said[0]
+    assert readers(epochs) == {os.getpid()}
+    assert source.num_workers == 0
 
 
 def test_data_that_draws_random_numbers_is_read_here():

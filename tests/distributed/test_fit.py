@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, StepRunner, load_weights
-from hotloop.errors import LabelError, ProcessError, SettingsError
+from hotloop.errors import (
+    GradientError,
+    LabelError,
+    NonFiniteError,
+    ProcessError,
+    SettingsError,
+)
 
 
 def train(small, batch_size, **options):
@@ -156,6 +162,9 @@ class LeavesOut(nn.Module):
         return preds if alone else preds + self.idle(inputs)
 
 
+ONE_EPOCH = {"epochs": 1, "cpu": True, "devices": 2, "plot": False, "quiet": True}
+
+
 @pytest.mark.parametrize("accumulated", [1, 2])  # the batch before gave the part a gradient
 def test_a_part_left_out_by_one_process_in_the_last_batch_is_named_and_nobody_waits(
     small, accumulated
@@ -163,7 +172,60 @@ def test_a_part_left_out_by_one_process_in_the_last_batch_is_named_and_nobody_wa
     model = KerasModel(LeavesOut(last=4), nn.CrossEntropyLoss())
     data = (small[0][:80], small[1][:80])
     with pytest.raises(ProcessError, match=r"idle.weight, idle.bias got no gradient"):
-        model.fit(
-            data, epochs=1, batch_size=10, cpu=True, devices=2, plot=False, quiet=True,
-            gradient_accumulation_steps=accumulated,
-        )  # fmt: skip
+        model.fit(data, batch_size=10, gradient_accumulation_steps=accumulated, **ONE_EPOCH)
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows, self.last = nn.Embedding(4, 4, sparse=True), nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        return self.last(self.rows((inputs[:, 0] > 0).long()))
+
+
+class Penalised(KerasModel):
+    def step(self, batch):
+        inputs, labels = batch
+        preds = self.net(inputs)
+        penalty = sum(p.square().sum() for p in self.net.parameters())
+        return self.loss_fn(preds, labels) + 1e-4 * penalty, preds, labels
+
+
+def test_a_sparse_gradient_that_a_penalty_makes_dense_is_told(small):
+    net = Sparse()
+    model = Penalised(
+        net, nn.CrossEntropyLoss(), optimizer=torch.optim.SGD(net.parameters(), lr=0.1)
+    )
+    with pytest.raises(GradientError, match="sparse=True got a dense gradient"):
+        model.fit(small, **ONE_EPOCH)
+
+
+def test_a_loss_that_is_not_finite_is_told_as_in_one_process(small):
+    labels = small[0][:, 0].clone()
+    labels[7] = float("nan")
+    model = KerasModel(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.MSELoss())
+    with pytest.raises(NonFiniteError) as told:
+        model.fit((small[0], labels), **ONE_EPOCH)
+    assert told.value.epoch == 1
+    assert told.value.step >= 1
+
+
+class TakesThePlace:
+    """Puts a folder where the best weights are to be written."""
+
+    only_main_process = True
+
+    def on_train_epoch_end(self, model):
+        os.makedirs(model.ckpt_path, exist_ok=True)
+
+
+def test_best_weights_that_cannot_be_written_come_back_all_the_same(small, capfd):
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    before = model.net[0].weight.clone()
+    options = {**ONE_EPOCH, "quiet": False, "ckpt_path": "best", "callbacks": [TakesThePlace()]}
+    history = model.fit(small, small, **options)
+    assert "the best weights are held in memory" in capfd.readouterr().out
+    assert not torch.equal(before, model.net[0].weight)
+    loss = model.evaluate(small, quiet=True)["val_loss"]
+    assert loss == pytest.approx(history["val_loss"][0], rel=1e-5)

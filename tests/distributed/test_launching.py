@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hotloop
+from hotloop.distributed.launching import Failure, explain_lost_peer
 
 SCRIPT = Path(__file__).with_name("launched.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hotloop.__file__).parents[1])}
@@ -130,3 +131,11 @@ def test_a_process_that_starts_alone_ends_with_its_parent(tmp_path):
         process.wait()
     wait_for(lambda: all(map(ended, children)))
     assert not list(tmp_path.glob("hotloop-*"))
+
+
+def test_the_end_of_another_process_is_told_in_a_sentence():
+    torch_says = "[pair.cc:553] Connection closed by peer [127.0.0.1]:1. Check the logs. GLHF!"
+    told = explain_lost_peer(RuntimeError(torch_says))
+    assert str(told).startswith("another process has ended")
+    assert Failure(0, 0.0, "", f"hotloop.errors.ProcessError: {told}").is_of_a_peer
+    assert explain_lost_peer(RuntimeError("shapes")) is None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hotloop import KerasModel
 from hotloop.errors import DataError, GradientError, HotloopError, OptimizerError, ShapeError
-from hotloop.fitting.diagnose import explain_missing_float64
+from hotloop.fitting.diagnose import explain_missing_float64, explain_non_finite
 
 
 def fit(net, data, loss_fn=None, **options):
@@ -206,3 +206,18 @@ def test_float64_on_mps_is_named_with_a_mend():
     assert isinstance(found, DataError)
     assert "make them float32 in the data set" in str(found)
     assert explain_missing_float64(TypeError("another")) is None
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (8, 2, 2)])
+def test_samples_with_nan_are_counted_whatever_their_shape(shape):
+    labels = torch.zeros(shape)
+    labels[3] = labels[5] = float("nan")
+    text = explain_non_finite(float("nan"), nn.Linear(1, 1), [torch.zeros(8, 1), labels], 1, 1)
+    assert "batch[1]" in text
+    assert "in 2 of its samples" in text
+
+
+def test_a_batch_without_samples_is_what_its_loss_is_not_a_number_of():
+    batch = [torch.zeros(0, 1), torch.zeros(0)]
+    text = explain_non_finite(float("nan"), nn.Linear(1, 1), batch, 1, 1)
+    assert "its batch has no samples" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from builders import make_mlp
@@ -11,8 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
-from hotloop import KerasModel
-from hotloop.data.resident import ResidentSource
+from hotloop import KerasModel, StepRunner
+from hotloop.data.feed import Feed
+from hotloop.data.resident import Column, ResidentSource
 from hotloop.errors import HalfUpdateError, OutOfMemoryError
 
 FULL = "out of memory: tried to allocate"
@@ -195,3 +197,142 @@ def test_a_step_of_ones_own_is_not_validated_in_parts(small):
     net = make_net(FitsFew())
     with pytest.raises(OutOfMemoryError, match="cannot be computed in"):
         fit(small, net, adam(net), OwnStep)
+
+
+def test_evaluate_computes_in_parts_too(small, capsys):
+    torch.manual_seed(0)
+    expected, few = make_net(), make_net(FitsFew())
+    few.load_state_dict({**few.state_dict(), **_renamed(expected)})
+    whole = KerasModel(expected, nn.CrossEntropyLoss()).evaluate(small, batch_size=32)
+    parts = KerasModel(few, nn.CrossEntropyLoss()).evaluate(small, batch_size=32)
+    assert "validation batches of 32 are computed in parts of 8" in capsys.readouterr().out
+    assert parts["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-6)
+
+
+def _renamed(net):
+    """Return the state of a net without a third module, as one with it names that."""
+    later = {"2": "3", "3": "4"}
+    pairs = ((*name.split(".", 1), value) for name, value in net.state_dict().items())
+    return {f"{later.get(first, first)}.{rest}": value for first, rest, value in pairs}
+
+
+def test_predict_says_what_to_change(small):
+    with pytest.raises(OutOfMemoryError, match=r"ran out in predict \(.*\): pass a smaller batch_"):
+        KerasModel(make_net(FitsFew()), None).predict(small[0], batch_size=32)
+
+
+class FailsInTraining(nn.Module):
+    def __init__(self, fail):
+        super().__init__()
+        self.fail = fail
+
+    def forward(self, inputs):
+        if self.training and len(inputs) > 10:
+            self.fail()
+        return inputs
+
+
+def test_arrays_of_numpy_that_do_not_fit_are_computed_in_parts(small, capsys):
+    net = make_mlp()
+    net.append(FailsInTraining(lambda: np.zeros((2**24, 2**24))))
+    fit(small, net, adam(net))
+    assert "batches of 32 are computed in parts of 8 from now on" in capsys.readouterr().out
+
+
+class OwnOptimize(StepRunner):
+    def optimize(self, loss, num_samples):
+        super().optimize(loss, num_samples)
+
+
+def test_a_step_runner_of_ones_own_is_told_what_to_change(small, monkeypatch):
+    net = make_net(FailsInTraining(lambda: torch.empty(2**50)))
+    monkeypatch.setattr(KerasModel, "StepRunner", OwnOptimize)
+    with pytest.raises(OutOfMemoryError, match=r"in stage 'train' .*gradient_accumulation_steps"):
+        fit(small, net, adam(net))
+
+
+def test_a_batch_transform_that_needs_too_much_is_not_blamed_for_its_arguments(small):
+    net = make_net()
+    with pytest.raises(OutOfMemoryError, match="in stage 'train'"):
+        fit(small, net, adam(net), batch_transform=lambda *inputs: torch.empty(2**50))
+
+
+class KeepsAll(nn.Module):
+    thresholds = None
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails = fails
+
+    def update(self, preds, labels):
+        if self.fails == "update":
+            torch.empty(2**50)
+
+    def compute(self):
+        return torch.empty(2**50) if self.fails == "compute" else torch.zeros(())
+
+    def reset(self):
+        pass
+
+
+@pytest.mark.parametrize("fails", ["update", "compute"])
+def test_a_metric_that_keeps_too_much_is_named(small, fails):
+    model = KerasModel(make_net(), nn.CrossEntropyLoss(), {"auc": KeepsAll(fails)})
+    with pytest.raises(OutOfMemoryError, match=r"in metric 'auc' \(KeepsAll\) .* thresholds=200"):
+        model.fit(small, epochs=1, plot=False, quiet=True)
+
+
+class FitsNowhere(nn.Linear):
+    def _apply(self, *args, **kwargs):
+        raise torch.OutOfMemoryError(FULL)
+
+
+def test_a_net_that_does_not_fit_the_device_is_told_by_its_size(small):
+    model = KerasModel(FitsNowhere(1024, 1024), nn.CrossEntropyLoss())
+    with pytest.raises(OutOfMemoryError, match="the net, 4 MiB, does not fit the memory of"):
+        model.fit(small, epochs=1, plot=False, quiet=True)
+
+
+def test_a_batch_that_does_not_fit_the_device_is_told(small, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(Feed, "move", full)
+    model = KerasModel(make_net(), nn.CrossEntropyLoss())
+    with pytest.raises(OutOfMemoryError, match="a batch of train_data of 32 samples does not fit"):
+        model.fit(small, epochs=1, plot=False, quiet=True, resident_budget=0)
+
+
+def test_data_that_does_not_fit_the_device_stays_on_its_loader(small, monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError(FULL)
+
+    expected = make_net()
+    whole = fit(small, expected, adam(expected), resident_budget=0)
+    monkeypatch.setattr(Column, "of_tensor", full)
+    net = make_net()
+    capsys.readouterr()
+    assert fit(small, net, adam(net)).equals(whole)
+    assert same_bits(expected, net)
+    said = capsys.readouterr().out
+    assert said.count("train_data stays on its loader: memory ran out while it was put there") == 1
+
+
+def test_batches_that_are_gathered_make_room_for_themselves(small, monkeypatch, capsys):
+    expected = make_net()
+    whole = fit(small, expected, adam(expected))
+    Room(monkeypatch)
+    net = make_net()
+    gather, calls = Column.gather, []
+
+    def full_once(column, indices):
+        calls.append(1)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError(FULL)
+        return gather(column, indices)
+
+    monkeypatch.setattr(Column, "gather", full_once)
+    capsys.readouterr()
+    assert fit(small, net, adam(net)).equals(whole)
+    assert same_bits(expected, net)
+    assert capsys.readouterr().out.count("was moved to the host") == 1

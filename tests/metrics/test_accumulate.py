@@ -21,6 +21,13 @@ def test_the_mean_is_bitwise_the_plain_loops():
     assert math.isnan(LossLog().mean())
 
 
+def test_a_batch_without_samples_counts_for_nothing():
+    log = LossLog()
+    for loss, count in ((2.0, 3), (math.nan, 0), (4.0, 1)):
+        log.append(torch.tensor(loss), count)
+    assert log.mean() == 2.5
+
+
 def test_pending_losses_of_a_device_are_kept_in_order():
     """The buffers that an accelerator's losses go to, filled here with a CPU's."""
     log = LossLog()

@@ -21,7 +21,10 @@ from hotloop.data.collating import NO_BATCH
 from hotloop.data.feed import Feed
 from hotloop.data.guarded import GuardedLoader, can_guard, forget, guarded
 from hotloop.data.place import Place
+from hotloop.data.read_errors import explain_read_error
 from hotloop.errors import DataError, SettingsError
+from hotloop.memory import is_out_of_memory, out_of_memory
+from hotloop.nested import count_samples
 from hotloop.timing.clock import StepClock
 
 DEFAULT_BATCH_SIZE = 32
@@ -52,6 +55,7 @@ class BatchSource:
         self.device = device
         self.num_batches = _count_batches(batches)
         self.place = Place(role)
+        self._workers: list[Any] = []  # of the loader that is being read
         if self.num_batches == 0:
             raise DataError(
                 f"{role} is empty: it has no batch ({_emptiness(batches)}); pass data with at "
@@ -104,7 +108,7 @@ class BatchSource:
         self.place.begin()
         for host_batch in self._read():
             self.place.advance(host_batch)
-            yield host_batch, feed.move(host_batch)
+            yield host_batch, self._moved(feed, host_batch)
         if self.place.num_batches == 0:
             raise DataError(
                 f"{self.role} gave no batch: it is empty, or an iterator that was used up by an "
@@ -119,25 +123,45 @@ class BatchSource:
 
     def explain(self, error: BaseException) -> BaseException:
         """Return what to raise in the place of an error that surfaced between batches."""
-        return self.place.explain(error)
+        named = self.place.explain(error)
+        if named is not error:
+            return named
+        return explain_read_error(error, self.role, self.batches, self._workers) or error
+
+    def _moved(self, feed: Feed, host_batch: Any) -> Any:
+        try:
+            return feed.move(host_batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                f"a batch of {self.role} of {count_samples(host_batch)} samples does not fit the "
+                f"memory of {self.device}",
+                error,
+                "pass a smaller batch_size, or resident_budget=0 to keep other data off it",
+            ) from error
 
     def _read(self) -> Iterator[Any]:
         num_read = 0
         iterator = self._open()
+        self._workers = workers = getattr(iterator, "_workers", [])
         while True:
             self.place.before_reading()
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError, OSError, EOFError) as error:
                 if "stack expects each tensor to be equal size" in str(error):
                     raise DataError(
                         f"the samples of batch {num_read + 1} of {self.role} have different "
                         f"shapes ({str(error).split(', but ')[-1]}): make all samples of a data "
                         f"set the same shape, or pass a collate_fn that pads them."
                     ) from error
-                raise
+                explained = explain_read_error(error, self.role, self.batches, workers)
+                if explained is None:
+                    raise
+                raise explained from error
             except TypeError as error:
                 found = re.search(rf"{NO_BATCH}.*found <class '(\S+)'>", str(error))
                 if found is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hotloop.errors import DataError, SettingsError
+from hotloop.memory import is_out_of_memory
 from hotloop.nested import describe
 
 
@@ -133,6 +134,8 @@ def make_transform(function: Callable[..., Any] | None) -> Callable[[Any], Any] 
         try:
             return [function(batch[0]), *batch[1:]]
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             name = type(function).__name__
             raise DataError(
                 f"batch_transform={name} was given the inputs alone, and refused them ({error}): "

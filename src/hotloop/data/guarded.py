@@ -6,8 +6,6 @@ import contextlib
 import multiprocessing
 import pickle
 import re
-import signal
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from hotloop.data.random_state import RandomStates
+from hotloop.data.read_errors import SHARED_MEMORY_MEND, end_of, wait_for_dead
 from hotloop.data.reading import (
     BatchReads,
     Collate,
@@ -220,6 +219,12 @@ class GuardedLoader:
                 f"{self._read_here} in this process."
             ) from error
 
+    def end_workers(self) -> None:
+        """End the workers of the running epoch, of whose deaths nothing is told any more."""
+        shut_down = getattr(self._iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+
     def _start_workers_anew(self) -> None:
         """End the workers; new ones go on from their random states, and no number is drawn."""
         self._restart = False
@@ -245,7 +250,7 @@ class GuardedLoader:
             pids = [int(pid) for pid in re.findall(r"\d+", text.partition("pid")[2])]
             dead = [worker for worker in workers if worker.pid in pids]
         elif isinstance(error, (ConnectionError, EOFError, FileNotFoundError)):
-            dead = _wait_for_dead(workers)  # it took along what was to be fetched from it
+            dead = wait_for_dead(workers)  # it took along what was to be fetched from it
         else:
             return None
         if not dead:
@@ -253,8 +258,11 @@ class GuardedLoader:
         worker = dead[0]
         number = workers.index(worker)
         index = self._reading[number]
+        end = end_of(worker)
         where = "before its first sample" if index < 0 else f"at sample {index}"
         mend = "look whether that sample can be read and whether the machine ran out of memory"
+        if "SIGBUS" in end:
+            mend = f"the shared memory may be full: {SHARED_MEMORY_MEND}"
         if index < 0 and self._start_method != "fork":
             mend = (
                 f"workers start by {self._start_method} here and import the script again, so put "
@@ -263,7 +271,7 @@ class GuardedLoader:
             )
         return WorkerDiedError(
             f"loader worker {number} (process {worker.pid}) of {self.role} died "
-            f"({_end_of(worker)}) {where}: {mend}; {self._read_here} in this process."
+            f"({end}) {where}: {mend}; {self._read_here} in this process."
         )
 
     def _take_bad(self, note: Note) -> None:
@@ -275,31 +283,15 @@ class GuardedLoader:
         bad = note.bad[0]
         which = f"samples {bad.index}" if isinstance(bad.index, list) else f"sample {bad.index}"
         where = f" (in loader worker {note.worker})" if note.worker is not None else ""
+        mend = "mend it, leave it out of the data, or pass on_bad_sample='skip'"
+        if bad.lacks_memory:
+            mend = "pass fewer num_workers or a smaller batch_size, or leave it out of the data"
         error = SampleError(
-            f"{which} of {self.role} cannot be read{where}: {bad.text}; mend it, leave it out of "
-            f"the data, or pass on_bad_sample='skip'. The reading's own traceback:\n"
-            f"{bad.traceback}"
+            f"{which} of {self.role} cannot be read{where}: {bad.text}; {mend}. The "
+            f"reading's own traceback:\n{bad.traceback}"
         )
         error.index = bad.index
         raise error from bad.error
-
-
-def _wait_for_dead(workers: list[Any], seconds: float = 1.0) -> list[Any]:
-    """Return the workers that have died, as soon as one has; none after ``seconds``."""
-    until = time.perf_counter() + seconds
-    while True:
-        dead = [worker for worker in workers if worker.exitcode not in (None, 0)]
-        if dead or time.perf_counter() >= until:
-            return dead
-        time.sleep(0.01)
-
-
-def _end_of(worker: Any) -> str:
-    worker.join(timeout=1.0)  # so that its exit code is known
-    code = worker.exitcode
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    return f"killed by {signal.Signals(-code).name}"
 
 
 _guarded: weakref.WeakKeyDictionary[Any, dict[tuple[bool, bool], GuardedLoader]]

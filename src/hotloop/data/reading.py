@@ -24,6 +24,7 @@ from hotloop.data.collating import explain_samples
 from hotloop.data.generators import AllRandomStates
 from hotloop.data.random_state import RandomStates
 from hotloop.data.working_time import working_seconds
+from hotloop.memory import is_out_of_memory
 
 _worker_number: int | None = None  # of this process, in the order in which workers were started
 _worker_states: AllRandomStates | None = None  # of this process
@@ -37,12 +38,14 @@ class BadSample:
         text: what was raised, one line.
         traceback: of the reading, as Python prints it.
         error: the exception itself, in the process that read.
+        lacks_memory: whether it says that memory ran out.
     """
 
     def __init__(self, index: Any, error: BaseException) -> None:
         self.index, self.error = index, error
         self.text = "".join(traceback.format_exception_only(error)).strip()
         self.traceback = "".join(traceback.format_exception(error)).strip()
+        self.lacks_memory = is_out_of_memory(error)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "error": None}  # an exception need not survive pickling

@@ -29,6 +29,7 @@ from hotloop.data.sampling import IndexBatches, replay_is_faithful
 from hotloop.data.tensor_datasets import Holdings, OutOfRangeError, flatten, rows_at
 from hotloop.data.workers import AdaptiveSource
 from hotloop.errors import DataError
+from hotloop.memory import is_out_of_memory, out_of_memory, shortage
 from hotloop.nested import copies_behind, iterate_leaves, map_leaves
 
 _FIRST_BATCH = 32  # samples that tell how fast, how large and how pure reading is
@@ -298,6 +299,25 @@ class ResidentSource(BatchSource):
             ) from None
         if self._row_of is not None:
             indices = self._row_of[indices]
+        try:
+            return self._columns_at(indices)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            full = out_of_memory(
+                f"a batch of {self.role} of {len(indices)} samples does not fit the memory of "
+                f"{self.device}",
+                error,
+                "pass a smaller batch_size",
+            )
+        # outside the handler, whose traceback holds on to what was gathered
+        if not self.release():
+            raise full
+        self._say(f"out of memory: the resident {self.role} was moved to the host")
+        return self._columns_at(indices)
+
+    def _columns_at(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        """Return the rows at indices that are in range, on the device of the run."""
         where = self._columns[0].codes.device
         if where.type == "cuda" and indices.nbytes > _STAGED_BYTES:
             indices = indices.pin_memory()
@@ -330,7 +350,8 @@ class ResidentSource(BatchSource):
             raise Declined(_over_budget(num_bytes, self._budget))
         where = torch.device("cpu") if self._is_released else self.device
         self._columns = []  # before there are new ones: they may take much memory
-        self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
+        with _declining_without_memory():
+            self._columns = [Column.of_tensor(tensor, where) for tensor in tensors]
         self._take_form(torch_default_collate([self._loader.dataset[0]]))
         self._drawn.forget()
 
@@ -372,8 +393,9 @@ class ResidentSource(BatchSource):
         finally:
             before.restore()
             attributes.restore()
-        for column in self._columns:
-            column.codes = column.codes.to(self.device)
+        with _declining_without_memory():
+            for column in self._columns:
+                column.codes = column.codes.to(self.device)
 
     def _watched_batches(self, dataset: Any) -> Generator[tuple[Any, tuple[str, ...]], None, None]:
         """Read all samples once, in order; through workers when the first batch was slow."""
@@ -492,6 +514,17 @@ def make_source(
         return streamed
     say(resident.describe())
     return resident
+
+
+@contextlib.contextmanager
+def _declining_without_memory() -> Iterator[None]:
+    """Leave the data on its loader where there is less memory than its budget was made of."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Declined(f"memory ran out while it was put there ({shortage(error)})") from None
 
 
 def _size(num_bytes: int) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from hotloop.data.adapt import BatchSource
 from hotloop.data.guarded import GuardedLoader, quiet_about_cores
 from hotloop.data.proof import Proof, prove_workers
+from hotloop.data.read_errors import lacks_shared_memory
 from hotloop.data.sampling import IndexBatches
 from hotloop.data.worker_count import WorkerCount
 from hotloop.data.workers import AdaptiveSource
@@ -70,7 +71,19 @@ class TunedSource(BatchSource):
             asked = time.perf_counter()
             pool = self._make_pool(feed)
             place.follow(pool)
-            for batch in pool.read(None, count_empty):
+            batches = pool.read(None, count_empty)
+            while True:
+                try:
+                    batch = next(batches, None)
+                except Exception as error:
+                    if not (num_workers and lacks_shared_memory(error)):
+                        raise
+                    count.settle(0, "the shared memory is too small for workers' batches")
+                    left.put_back()
+                    pool.end_workers()
+                    break
+                if batch is None:
+                    break
                 now = time.perf_counter()
                 cost = pool.cost
                 if cost is not None and cost.drew and (num_workers or not count.settled):

@@ -12,12 +12,15 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from hotloop.data.adapt import BatchSource
+from hotloop.data.budget import shared_memory_left
 from hotloop.data.purity import find_state
 from hotloop.data.random_state import RandomStates
+from hotloop.nested import iterate_tensors
 
 _WORTHWHILE_SHARE = 0.1  # of an epoch spent waiting for data
 _BETTER = 0.95
 _MAX_WORKERS = 16
+_PREFETCH = 4  # batches that each reads ahead
 
 
 class AdaptiveSource(BatchSource):
@@ -39,7 +42,7 @@ class AdaptiveSource(BatchSource):
         self._drew = False
         self._seconds: dict[int, float] = {}  # of a whole epoch, by number of workers
         self._read_seconds = 0.0
-        self._num_read = 0
+        self._num_read = self._batch_bytes = 0
         self.num_workers = 0
 
     def iterate_with_host(self) -> Iterator[tuple[Any, Any]]:
@@ -67,6 +70,8 @@ class AdaptiveSource(BatchSource):
                 self._drew = bool(before.moved())
             if batch is None:
                 return
+            if not self._num_read:
+                self._batch_bytes = sum(tensor.nbytes for _, tensor in iterate_tensors(batch))
             self._num_read += 1
             yield batch
 
@@ -81,6 +86,16 @@ class AdaptiveSource(BatchSource):
             wanted = workers_wanted(self._read_seconds, seconds, usable_cores())
             if share < _WORTHWHILE_SHARE or wanted == 0:
                 self._settled = True
+                return
+            # what is under way, and as much again for what else uses it
+            needed = 2 * (_PREFETCH * wanted + 2) * self._batch_bytes
+            if needed > shared_memory_left():
+                self._settled = True
+                self._say(
+                    f"{self.role} is read without workers, though reading took {share:.0%} of its "
+                    f"epoch: the shared memory is too small for their batches (docker run "
+                    f"--shm-size={math.ceil(needed / 2**30)}g makes it larger)"
+                )
                 return
             self._say(
                 f"reading took {share:.0%} of {self.role}'s epoch: trying {wanted} loader workers"
@@ -101,7 +116,7 @@ class AdaptiveSource(BatchSource):
             batch_sampler=old.batch_sampler,
             num_workers=num_workers,
             collate_fn=old.collate_fn,
-            prefetch_factor=4 if num_workers else None,
+            prefetch_factor=_PREFETCH if num_workers else None,
             generator=old.generator,
         )
 

@@ -26,8 +26,19 @@ _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 1.0  # for the others to say what happened to them
 _EXIT_SECONDS = 10.0
 # what a process sees of another one's end; the other one's own words are the cause
-_OF_A_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL",
-              "Timed out waiting", "Connection refused", "Socket closed")  # fmt: skip
+_ENDED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+_OF_A_PEER = (*_ENDED, "NCCL", "Timed out waiting", "Connection refused")
+
+
+def explain_lost_peer(error: BaseException) -> ProcessError | None:
+    """Return what to raise in place of an error that only tells of another process' end."""
+    words = next((words for words in _ENDED if words in str(error)), None)
+    if words is None or isinstance(error, HotloopError):
+        return None
+    return ProcessError(
+        f"another process has ended, for which this one waited ({words}): what it printed, or the "
+        f"system's log, says why."
+    )
 
 
 @dataclass

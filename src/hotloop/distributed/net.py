@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hotloop.distributed.group import broadcast
 from hotloop.errors import ProcessError
 
 _WITHOUT_GRADIENT = (
@@ -107,6 +108,14 @@ class NetInParallel(nn.Module):
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ProcessError(_WITHOUT_GRADIENT.format(", ".join(unused[:3]) + more))
+
+    def give_weights(self) -> None:
+        """Give every process the main process' weights and buffers."""
+        for tensor in self.module.state_dict().values():
+            if isinstance(tensor, torch.Tensor):
+                held = tensor.contiguous()  # images' weights may have their channels last
+                broadcast(held)
+                tensor.copy_(held)
 
     def without_averaging(self) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up in this process only."""

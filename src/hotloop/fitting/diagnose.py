@@ -13,28 +13,15 @@ from torch import nn
 from hotloop.data.unpack import forward_parameters
 from hotloop.errors import DataError, HotloopError, IndexRangeError, ShapeError
 from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
-from hotloop.nested import describe, describe_tensor, iterate_leaves, iterate_tensors
+from hotloop.memory import is_out_of_memory
+from hotloop.nested import count_samples, describe, describe_tensor, iterate_leaves, iterate_tensors
 from hotloop.placement import explain_device_error
 
-# of a CPU's allocator, on Windows too, and of MPS: plain RuntimeErrors
-_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
 _OF_RANGE = re.compile("out of (range|bounds)")
 _OF_DTYPE = re.compile(r"Input type \(|not implemented for '|must have the same dtype|scalar type")
 _NO_TENSOR = re.compile(r"must be Tensor, not (tuple|list|dict|str)")
 _ONE_VALUE = "Expected more than 1 value per channel when training"
 _SHAPE_WORDS = ("shape", "size", "dimension", "channels", "expected", "dtype", "Float", "Double")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out, on an accelerator or the host."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.OutOfMemoryError) or (
-            isinstance(seen, RuntimeError) and any(word in str(seen) for word in _MEMORY_WORDS)
-        ):
-            return True
-        seen = seen.__cause__
-    return False
 
 
 def explain_forward_error(
@@ -137,9 +124,15 @@ def explain_non_finite(loss: float, net: nn.Module, batch: Any, step: int, epoch
         epoch: counted from 1.
     """
     head = f"the loss became {loss} at step {step} of epoch {epoch}"
+    if batch is not None and not count_samples(batch):
+        return (
+            f"{head} because its batch has no samples, of which there is no mean: leave such "
+            f"batches out, in the collate_fn or the stream that made it."
+        )
     for path, tensor in iterate_tensors(batch):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).flatten(1).any(dim=1).sum()) if tensor.dim() else 1
+            rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
+            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
             return (
                 f"{head} because {path} ({describe_tensor(tensor)}) holds NaN or infinite values "
                 f"in {bad} of its samples: clean the data or drop those samples."

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from hotloop.errors import GradientError, HotloopError, LabelError, ShapeError
-from hotloop.fitting.diagnose import is_out_of_memory
 from hotloop.fitting.index_ranges import LabelRange
+from hotloop.memory import is_out_of_memory
 from hotloop.nested import describe, iterate_leaves
 from hotloop.placement import explain_device_error
 
@@ -148,6 +148,12 @@ def explain_backward_error(
             "the loss does not depend on the net's parameters, for something on the way to it "
             "has no gradient (detach, argmax, .item(), torch.tensor, no_grad): compute it from "
             "the net's predictions with operations that have one."
+        )
+    if "Expected variable to have sparse gradient" in str(error):
+        return GradientError(
+            "an embedding with sparse=True got a dense gradient, as a penalty on its weights in "
+            "the loss gives it, and several processes average it as a sparse one: make the "
+            "embedding with sparse=False, or leave its weights out of the penalty."
         )
     if str(error).startswith("Found dtype") and _rule_of(loss_fn) in _OF_NUMBERS:
         return ShapeError(

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hotloop.errors import HalfUpdateError, OutOfMemoryError
-from hotloop.fitting.diagnose import is_out_of_memory
 from hotloop.fitting.forward import Forward, StepOutput
 from hotloop.fitting.memory_of_updates import forget_new_state
 from hotloop.fitting.non_finite import BufferGuard
+from hotloop.memory import is_out_of_memory, shortage
 from hotloop.nested import count_samples, iterate_leaves, listed_samples, map_leaves
 
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm,)
@@ -120,7 +120,7 @@ class MicroBatches:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                text = str(error).splitlines()[0]
+                text = shortage(error)
             # outside the handler, whose traceback holds on to the failed pass's tensors
             if self._make_room_for_data():
                 continue
@@ -165,7 +165,7 @@ class MicroBatches:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                text = str(error).splitlines()[0]
+                text = shortage(error)
                 if not forget_new_state(step.optimizer, error):
                     raise HalfUpdateError(
                         f"memory ran out in the middle of the optimizer's update ({text}), which "
@@ -196,7 +196,7 @@ class MicroBatches:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return None, str(error).splitlines()[0]
+            return None, shortage(error)
 
     def _try(self, step: Step, batch: Any) -> StepOutput:
         num_samples = count_samples(batch)

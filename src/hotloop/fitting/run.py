@@ -18,6 +18,7 @@ from hotloop.data.guarded import can_guard
 from hotloop.data.resident import ResidentSource, make_source
 from hotloop.data.tuned import tune_source
 from hotloop.distributed.group import from_main_process
+from hotloop.distributed.launching import explain_lost_peer
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import HalfUpdateError, NonFiniteError, RunInterrupted
 from hotloop.fitting.accelerator import Accelerator
@@ -201,7 +202,11 @@ class FitRun:
             with resumable:
                 self._run(callbacks)
         except (RuntimeError, TypeError) as error:
-            explained = explain_device_assert(error, self.device) or explain_missing_float64(error)
+            explained = (
+                explain_device_assert(error, self.device)
+                or explain_missing_float64(error)
+                or (None if self.parallel is None else explain_lost_peer(error))
+            )
             if explained is None:
                 raise
             raise explained from error
@@ -243,9 +248,23 @@ class FitRun:
         if any(self.time_report.shares.values()):
             self.progress.message(self.time_report.line())
         wait_for_all()
-        if self.best.restore():
+        if self._restore_best():
             self.progress.message(self._say_loaded())
         self.model.net.eval()
+
+    def _restore_best(self) -> bool:
+        """Load the best weights back; False when there are none.
+
+        Of several processes the main one does, and gives them to the others, which may not see its
+        file: it is on another machine's disk, or a full disk kept it from being written.
+        """
+        if self.parallel is None or saves_its_own(self.model):
+            return self.best.restore()
+        if is_main_process():
+            self.best.restore()
+        if self.best.saved:
+            self.parallel.net.give_weights()
+        return self.best.saved
 
     @contextlib.contextmanager
     def _kept(self, callbacks: Sequence[Any]) -> Iterator[None]:

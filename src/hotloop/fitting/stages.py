@@ -14,9 +14,16 @@ from hotloop.fitting.loop import EpochOptions, EpochRunner, finish_open_group
 from hotloop.fitting.optimizers import follows_score
 from hotloop.fitting.step import StepOptions, StepRunner
 from hotloop.fitting.trainable import is_step_runner, is_users_own
+from hotloop.memory import naming_memory
 
 if TYPE_CHECKING:
     from hotloop.fitting.run import FitRun
+
+MEMORY_MEND = {
+    "train": "pass a smaller batch_size with a larger gradient_accumulation_steps, or "
+    "mixed_precision='bf16'",
+    "val": "pass val_data with a smaller batch size",
+}
 
 
 class Stages:
@@ -64,7 +71,9 @@ class Stages:
         if training and counts_itself:
             run.accelerator.start_stage(source.is_last)
         try:
+            # which batches that cannot be computed in parts come to
             with (
+                naming_memory(f"memory ran out in stage '{stage}'", MEMORY_MEND[stage]),
                 torch.set_grad_enabled(training),
                 run.speedups.in_stage(model.net, run.accelerator),
             ):

@@ -13,7 +13,7 @@ from torch import nn
 
 from hotloop.errors import NonFiniteError, SettingsError
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.diagnose import explain_non_finite, is_finite, is_out_of_memory
+from hotloop.fitting.diagnose import explain_non_finite, is_finite
 from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.gradients import add_to_grad
@@ -25,6 +25,7 @@ from hotloop.fitting.non_finite import SkippedSteps, first_bad_trained
 from hotloop.fitting.optimizers import current_lr, step_scheduler, unfused_where_refused
 from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
 from hotloop.fitting.watched_step import WatchedStep
+from hotloop.memory import is_out_of_memory, shortage
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.nested import map_leaves
@@ -213,10 +214,10 @@ class StepRunner:
             micro_batches.note_buffers(self.net)
             try:
                 return self._forward_and(self.add_gradients, batch)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                failed = str(error).splitlines()[0]
+                failed = shortage(error)
         if failed:  # outside the handler, whose traceback holds on to the failed pass's tensors
             micro_batches.make_room(self, batch, failed)
         return micro_batches.train(self, batch)

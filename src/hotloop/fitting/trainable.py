@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hotloop.fitting.step import StepRunner
+from hotloop.memory import naming_memory
 from hotloop.nested import iterate_modules
 from hotloop.timing.report import MeasuredPeak
 
@@ -44,7 +46,12 @@ def place(model: Trainable, device: torch.device) -> None:
 
     Of arguments that are lists, tuples and dicts, the modules in them.
     """
-    model.net.to(device)
+    num_bytes = sum(p.nbytes for p in model.net.parameters() if not is_lazy(p))
+    with naming_memory(
+        f"the net, {num_bytes / 2**20:,.0f} MiB, does not fit the memory of {device}",
+        "end what else uses that device, use a smaller net, or cpu=True",
+    ):
+        model.net.to(device)
     model.metrics_dict.to(device)
     if isinstance(model.loss_fn, nn.Module):
         model.loss_fn.to(device)

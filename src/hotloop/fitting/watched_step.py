@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from hotloop.errors import NonFiniteError
-from hotloop.fitting.diagnose import explain_non_finite, is_out_of_memory
+from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.gated_update import GatedUpdate, can_gate, waiting_costs
 from hotloop.fitting.non_finite import BufferGuard, first_bad_gradient
+from hotloop.memory import is_out_of_memory
 
 
 class WatchedStep:
@@ -101,7 +102,7 @@ class WatchedStep:
             output: StepOutput = runner.forward(batch)
             runner.lap("forward")
             runner.add_gradients(output.loss, runner.accelerator.batch_size(batch))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or runner.options.micro_batches is None:
                 raise
             runner.drop_group()

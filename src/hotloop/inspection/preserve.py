@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from hotloop.data.random_state import RandomStates
 from hotloop.errors import HotloopError, ShapeError
+from hotloop.memory import is_out_of_memory
 from hotloop.nested import describe
 
 
@@ -60,7 +61,7 @@ def naming_inputs(positional: list[Any], keywords: dict[str, Any]) -> Iterator[N
         yield
     except Exception as error:  # noqa: BLE001 - a forward may raise anything
         cause = _innermost(error)
-        if isinstance(cause, (HotloopError, torch.OutOfMemoryError)):
+        if isinstance(cause, HotloopError) or is_out_of_memory(cause):
             raise cause from None
         inputs = [describe(value, f"input {i}") for i, value in enumerate(positional, start=1)]
         inputs += [describe(value, name) for name, value in keywords.items()]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hotloop.errors import MetricError
+from hotloop.memory import is_out_of_memory, out_of_memory
 from hotloop.metrics.functions import FunctionMetric
 from hotloop.metrics.refused import refusal
 from hotloop.placement import explain_device_error
@@ -110,6 +111,8 @@ def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
     """Return ``sum(w_i * v_i) / sum(w_i)`` in float64, in order; NaN without any weight."""
     total, count = 0.0, 0
     for value, weight in zip(values, weights, strict=True):
+        if not weight:
+            continue  # the mean over no samples is NaN
         total += value * weight
         count += weight
     return total / count if count else math.nan
@@ -186,7 +189,15 @@ def update_metrics(metrics: nn.Module, preds: Any, labels: Any) -> None:
             if isinstance(preds, torch.Tensor) and isinstance(labels, torch.Tensor):
                 raise  # a mistake in the metric's own code
             raise refusal(name, metric, preds, labels, error) from error
-        except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+        except (
+            ValueError,
+            RuntimeError,
+            TypeError,
+            IndexError,
+            AssertionError,
+            MemoryError,
+        ) as error:
+            _tell_of_memory(name, metric, error)
             misplaced = explain_device_error(error, metric=metric, preds=preds, labels=labels)
             if misplaced is not None:
                 raise misplaced from error
@@ -201,7 +212,11 @@ def compute_metrics(metrics: nn.Module, prefix: str) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     for name, metric in named_metrics(metrics):
-        value = metric.compute()
+        try:
+            value = metric.compute()
+        except (RuntimeError, MemoryError) as error:
+            _tell_of_memory(name, metric, error)
+            raise
         if isinstance(value, Mapping):
             for part, part_value in value.items():
                 label = f"{name}_{part}" if name else str(part)
@@ -209,6 +224,21 @@ def compute_metrics(metrics: nn.Module, prefix: str) -> dict[str, Any]:
         else:
             values[f"{prefix}_{name}"] = to_host(value)
     return values
+
+
+def _tell_of_memory(name: str, metric: Any, error: Exception) -> None:
+    """Raise an error that names the metric, where memory ran out in it.
+
+    Raises:
+        OutOfMemoryError: likewise.
+    """
+    if not is_out_of_memory(error):
+        return
+    mend = "leave it out, or use one that keeps sums and not every prediction"
+    if hasattr(metric, "thresholds"):
+        mend = "give it thresholds=200, so that it keeps counts and not every prediction"
+    what = f"memory ran out in metric '{name}' ({type(metric).__name__})"
+    raise out_of_memory(what, error, mend) from error
 
 
 def metric_names(metrics: nn.Module) -> list[str] | None:

@@ -10,6 +10,8 @@ nothing of the net.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import sys
@@ -95,6 +97,7 @@ class Prover:
             side_effect_replay_policy="error",
             skip_nnmodule_hook_guards=False,
             allow_rnn=True,
+            ignore_logger_methods=_said_once(),
         )
         with settings, _collecting_nothing():
             self._forward(*leaves)
@@ -164,6 +167,22 @@ def _collecting_nothing() -> Iterator[None]:
         yield
     finally:
         capturing._active_collector = collector  # type: ignore[union-attr]
+
+
+def _said_once() -> set[Callable[..., Any]]:
+    """Return the methods of loggers that say a text once and no more, as the eager step did.
+
+    transformers adds ``warning_once`` and ``info_once``, and GPT-2's loss calls one in each
+    forward. What is cached without limit is not said again for the same arguments; forward chooses
+    others by what is guarded alone, and then an eager step comes first. All other methods say their
+    text in each step, which a graph would not.
+    """
+    cached = functools.lru_cache(None)(len)
+    return {
+        method
+        for method in vars(logging.Logger).values()
+        if isinstance(method, type(cached)) and method.cache_parameters()["maxsize"] is None
+    }
 
 
 def _call(module: nn.Module) -> Callable[..., Any]:

@@ -521,6 +521,10 @@ class GraphedStep:
                     self._prover = Prover(self._module, leaves)
                 if self.inductor and self._prover.why_unrolled:
                     self.leave_inductor(self._prover.why_unrolled)
+                if self._rounds_anew:
+                    self.settings.say(
+                        f"compile: compiling the {self._what}, which takes seconds to minutes"
+                    )
                 engine: Engine = build_engine(self, leaves)
                 return engine
         except DeclinedError:

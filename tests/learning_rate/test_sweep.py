@@ -256,6 +256,26 @@ def test_arguments_that_make_no_sweep_are_refused(arguments, words):
         make_model().find_lr(make_data(), **arguments)
 
 
+def test_an_optimizer_that_makes_its_own_rate_is_trained_with_and_not_searched(tmp_path):
+    """transformers' Adafactor holds lr=None where it makes steps relative to the weights."""
+
+    class Relative(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.param_groups[0]["lr"] = None
+
+        def step(self, closure=None):
+            self.param_groups[0]["lr"] = 0.01
+            super().step()
+            self.param_groups[0]["lr"] = None
+
+    model = make_model(Relative)
+    history = model.fit(make_data(), epochs=1, plot=False, ckpt_path=tmp_path / "best")
+    assert history["lr"].tolist() == [0.0]
+    with pytest.raises(SettingsError, match="Relative has no learning rate in its param_groups"):
+        model.find_lr(make_data())
+
+
 def test_an_epoch_runner_of_ones_own_and_an_iterator_are_refused():
     class Own(EpochRunner):
         pass

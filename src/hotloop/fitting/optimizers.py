@@ -140,7 +140,8 @@ def move_optimizer_state(optimizer: Any, device: torch.device) -> None:
 def current_lr(optimizer: Any) -> float:
     """Return the learning rate of the first parameter group; 0 where there is none."""
     groups = getattr(optimizer, "param_groups", None)
-    return float(groups[0].get("lr", 0.0)) if groups else 0.0
+    rate = groups[0].get("lr") if groups else None  # None: transformers' Adafactor makes its own
+    return 0.0 if rate is None else float(rate)
 
 
 def set_rates(optimizer: Any, rates: Iterable[float]) -> None:

@@ -195,7 +195,7 @@ def _check(model: Any, source: BatchSource, min_lr: float, max_lr: float, num_st
             f"num_steps={num_steps!r} makes no curve: pass a whole number from {NUM_FIRST} up."
         )
     groups = getattr(model.optimizer, "param_groups", [])
-    if not groups or not all("lr" in group for group in groups):
+    if not groups or not all(group.get("lr") is not None for group in groups):
         raise SettingsError(
             f"{type(model.optimizer).__name__} has no learning rate in its param_groups: there is "
             f"none to find."

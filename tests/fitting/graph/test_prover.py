@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 
 import pytest
 import torch
@@ -141,3 +143,31 @@ def test_the_reason_says_what_no_graph_serves(small, capfd, make_part, reason):
     assert EAGER in said.out
     assert reason in said.out
     assert "Traceback" not in said.err  # of torch's own log
+
+
+@pytest.mark.parametrize("method", ["once", "some", "each"])
+def test_what_a_logger_says_once_is_no_side_effect(small, capsys, caplog, monkeypatch, method):
+    """transformers' ``warning_once``, which GPT-2 calls in each forward; other texts are said."""
+
+    def warn(logger, text):
+        logger.warning(text)
+
+    monkeypatch.setattr(logging.Logger, "once", functools.lru_cache(None)(warn), raising=False)
+    monkeypatch.setattr(logging.Logger, "some", functools.lru_cache(1)(warn), raising=False)
+    monkeypatch.setattr(logging.Logger, "each", warn, raising=False)
+    logger = logging.getLogger("hotloop.tests")
+
+    def say(_, inputs):
+        getattr(logger, method)("said by forward")
+        return inputs
+
+    net = WithPart(Called(say))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
+    loader = DataLoader(TensorDataset(*small), 20)
+    model.fit(loader, epochs=2, plot=False, cpu=True, compile=True)
+    said = capsys.readouterr().out
+    assert ("compile: the training step is one graph" in said) == (method == "once")
+    assert (EAGER in said) == (method != "once")
+    num_steps = 2 * len(loader)
+    assert caplog.text.count("said by forward") == (num_steps if method == "each" else 1)

@@ -525,6 +525,10 @@ class GraphedStep:
                     self._prover = Prover(self._module, leaves)
                 if self.inductor and self._prover.why_unrolled:
                     self.leave_inductor(self._prover.why_unrolled)
+                if self._rounds_anew:
+                    self.settings.say(
+                        f"compile: compiling the {self._what}, which takes seconds to minutes"
+                    )
                 engine: Engine = build_engine(self, leaves)
             # Dynamo takes numpy's for torch's, and what was drawn here is a constant of the graph
             drew = [name for name in random_states.moved() if name != "torch"]

@@ -74,7 +74,6 @@ def _compile(
 ) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -98,9 +97,7 @@ def _compile(
             operators = _without_detach(make_fx(on_flat)(*fakes))
             graph = make_fx(
                 torch.func.functionalize(operators, remove="mutations"),
-                decomposition_table={
-                    op: how for op, how in select_decomp_table().items() if op not in left_to_torch
-                },
+                decomposition_table=_decompositions(left_to_torch),
             )(*fakes)
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
@@ -127,6 +124,30 @@ def preds_reader(spec: Any) -> Callable[[Sequence[torch.Tensor]], Any]:
     if isinstance(places[1], int):
         return operator.itemgetter(1)  # one tensor, without a look at the structure
     return lambda results: pytree.tree_unflatten(list(results), spec)[1]
+
+
+def _decompositions(left_to_torch: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """Return Inductor's, but with the strides that the first trace saw.
+
+    Inductor makes ``cat`` of one tensor and empty ones (a cache's first keys, in transformers) a
+    clone with that tensor's strides. ``cat`` itself gives a contiguous one, and views of that were
+    traced.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._prims_common import suggest_memory_format
+
+    cat = torch.ops.aten.cat.default
+    found: dict[Any, Any] = dict(select_decomp_table())
+    cat_of_inductor = found[cat]
+
+    def contiguous_cat(tensors: list[torch.Tensor], dim: int = 0) -> Any:
+        result = cat_of_inductor(tensors, dim)
+        if result is NotImplemented:
+            return result
+        return result.contiguous(memory_format=suggest_memory_format(result))
+
+    found[cat] = contiguous_cat
+    return {op: how for op, how in found.items() if op not in left_to_torch}
 
 
 @contextlib.contextmanager

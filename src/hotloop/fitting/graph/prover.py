@@ -10,6 +10,8 @@ nothing of the net. Methods of the modules' classes have no guards, and are comp
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import sys
@@ -101,6 +103,7 @@ class Prover:
             side_effect_replay_policy="error",
             skip_nnmodule_hook_guards=False,
             allow_rnn=True,
+            ignore_logger_methods=_said_once(),
         )
         with settings, _collecting_nothing():
             self._forward(*leaves)
@@ -179,6 +182,22 @@ def _methods_of(module: nn.Module) -> dict[tuple[type, str], Any]:
         for kind in classes
         for name, value in vars(kind).items()
         if isinstance(value, (FunctionType, property, staticmethod, classmethod))
+    }
+
+
+def _said_once() -> set[Callable[..., Any]]:
+    """Return the methods of loggers that say a text once and no more, as the eager step did.
+
+    transformers adds ``warning_once`` and ``info_once``, and GPT-2's loss calls one in each
+    forward. What is cached without limit is not said again for the same arguments; forward chooses
+    others by what is guarded alone, and then an eager step comes first. All other methods say their
+    text in each step, which a graph would not.
+    """
+    cached = functools.lru_cache(None)(len)
+    return {
+        method
+        for method in vars(logging.Logger).values()
+        if isinstance(method, type(cached)) and method.cache_parameters()["maxsize"] is None
     }
 
 

@@ -1,6 +1,7 @@
-"""The names of ``torchkeras.kerascallbacks``."""
+"""The names of ``torchkeras.kerascallbacks``, and MLflow."""
 
 from hotloop.callbacks.epoch_checkpoint import EpochCheckpoint
+from hotloop.callbacks.mlflow import MLflowCallback
 from hotloop.callbacks.tensorboard import TensorBoardCallback
 from hotloop.callbacks.vis_display import VisDisplay
 from hotloop.callbacks.vis_metric import VisMetric
@@ -9,6 +10,7 @@ from hotloop.callbacks.wandb import WandbCallback
 
 __all__ = [
     "EpochCheckpoint",
+    "MLflowCallback",
     "TensorBoardCallback",
     "VisDisplay",
     "VisMetric",

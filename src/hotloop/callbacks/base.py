@@ -21,6 +21,7 @@ class TrainedModel(Protocol):
         ckpt_path: the file with the best weights.
         accelerator: the surroundings of a step (device, processes, saving).
         stop_training: set it to True to end the fit after this epoch.
+        fit_settings: arguments of ``fit`` that are not the default, each as a short text.
         run_id: of the run in Weights & Biases, where its callback has opened one.
     """
 
@@ -33,6 +34,7 @@ class TrainedModel(Protocol):
     ckpt_path: Any
     accelerator: Any
     stop_training: bool
+    fit_settings: dict[str, str]
     run_id: str
 
 

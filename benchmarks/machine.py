@@ -22,6 +22,7 @@ PACKAGES = (
     "pytorch-ignite",
     "accelerate",
     "poutyne",
+    "scikit-learn",
     "torchmetrics",
     "numpy",
 )

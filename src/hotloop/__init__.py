@@ -42,7 +42,7 @@ _HOMES = {
     "to_device": "hotloop.data.on_device",
 }
 _MODULES = ("augment", "datasets", "errors", "kerascallbacks", "metrics", "utils")
-_UNLISTED = ("kerasmodel", "vlog")  # modules of torchkeras
+_UNLISTED = ("estimators", "kerasmodel", "vlog")  # one needs an extra; modules of torchkeras
 _WRAP = "KerasModel(net, loss_fn, metrics_dict, optimizer) takes the plain net"
 # names of torchkeras, now and earlier, that hotloop does not have
 _ELSEWHERE = {

@@ -32,7 +32,7 @@ def test_the_page(capsys):
         if isinstance(names.get("history"), pd.DataFrame):
             histories[title] = names["history"]
     capsys.readouterr()
-    assert len(histories) > 9
+    assert len(histories) > 10
     for title, history in histories.items():
         assert history["train_loss"].notna().all(), title
         assert 2 <= len(history) <= 4, title

@@ -138,6 +138,10 @@ def test_data_without_batches_or_of_several_forms_and_other_endings_are_refused(
         export(net, tmp_path / "net.pt2", [])
     with pytest.raises(DataError, match="differ in their parts"):
         export(Tagger(), tmp_path / "net.pt2", [{"input_ids": rows}, {"mask": rows}])
+    for values in ((None, rows), (2, 3)):  # which a program keeps as they are
+        batches = [(rows, value, rows) for value in values]
+        with pytest.raises(DataError, match="or in a value that is no tensor"):
+            export(nn.Bilinear(4, 4, 2), tmp_path / "net.pt2", batches)
     with pytest.raises(DataError, match="holds no tensor"):
         export(net, tmp_path / "net.pt2", [("text", 1)])
     with pytest.raises(ShapeError, match=r"float32 \(20, 4\)"):
@@ -149,6 +153,36 @@ def test_a_net_that_cannot_be_copied_is_named(tmp_path, rows):
     net.held = (part for part in ())
     with pytest.raises(ExportError, match="Linear cannot be copied"):
         export(net, tmp_path / "net.pt2", rows)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_net_is_refused(tmp_path, rows):
+    with pytest.raises(ExportError, match="ScriptModule cannot be copied"):
+        export(torch.jit.script(nn.Linear(4, 2)), tmp_path / "net.pt2", rows)
+
+
+def test_lazy_layers_need_their_weights_first(tmp_path, rows):
+    net = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    with pytest.raises(ExportError, match=r"layers without weights.*call fit first"):
+        export(net, tmp_path / "net.pt2", rows)
+    KerasModel(net, nn.CrossEntropyLoss()).predict(rows)
+    export(net, tmp_path / "net.pt2", rows)
+
+
+def test_recurrent_layers_are_for_one_length(tmp_path):
+    class Last(nn.LSTM):
+        def forward(self, inputs):
+            return super().forward(inputs)[0][:, -1]
+
+    net = Last(4, 3, batch_first=True)
+    batches = [(torch.randn(6, length, 4), torch.zeros(6)) for length in (7, 5)]
+    with pytest.raises(ExportError, match="pad sequences to one length"):
+        export(net, tmp_path / "new" / "net.pt2", batches)
+    assert os.listdir(tmp_path) == []
+    exported = export(net, tmp_path / "new" / "net.pt2", batches[:1])
+    assert exported.inputs == {"inputs": "float32 (batch, 7, 4)"}
+    assert os.listdir(tmp_path / "new") == ["net.pt2"]
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path, rows, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from exported import Tagger, export, make_conv_net
 from torch import nn
 
-from hotloop.errors import ExportError, MissingExtraError
+from hotloop.errors import CheckpointError, ExportError, MissingExtraError
 
 onnxruntime = pytest.importorskip("onnxruntime")
 needs_converter = pytest.mark.skipif(
@@ -63,6 +65,41 @@ def test_what_onnx_has_no_operator_for_is_refused(tmp_path):
 
     with pytest.raises(ExportError, match=r"cannot convert the net \(.*eigh"):
         export(Eigenvalues(3, 3), tmp_path / "net.onnx", torch.randn(6, 3, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_converter
+def test_large_weights_stand_beside_and_a_folder_of_that_name_stays_with_what_is_there(
+    tmp_path, monkeypatch
+):
+    save = torch.onnx.ONNXProgram.save
+    monkeypatch.setattr(  # as of 2 GB
+        torch.onnx.ONNXProgram,
+        "save",
+        lambda program, path: save(program, path, external_data=True),
+    )
+    path, rows = tmp_path / "net.onnx", torch.randn(6, 4)
+    net = nn.Sequential(nn.Linear(4, 600), nn.Linear(600, 2))
+    export(net, path, rows)
+    assert sorted(os.listdir(tmp_path)) == ["net.onnx", "net.onnx.data"]
+    (found,) = run(path, input=rows)
+    torch.testing.assert_close(torch.from_numpy(found), net.eval()(rows), rtol=1e-4, atol=1e-4)
+    path.unlink()
+    path.mkdir()
+    before = (tmp_path / "net.onnx.data").read_bytes()
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        export(nn.Sequential(nn.Linear(4, 600), nn.Linear(600, 2)), path, rows)
+    assert (tmp_path / "net.onnx.data").read_bytes() == before
+
+
+@needs_converter
+def test_a_full_disk_is_no_fault_of_the_net(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        export(nn.Linear(4, 2), tmp_path / "net.onnx", torch.randn(6, 4))
     assert list(tmp_path.iterdir()) == []
 
 

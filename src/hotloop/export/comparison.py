@@ -34,7 +34,8 @@ def _compare(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], wh
     if forms[0] != forms[1]:
         raise ExportError(
             f"{what} returns {', '.join(forms[0])}, and the net {', '.join(forms[1])}: the net "
-            f"chooses its outputs in Python; export a net whose outputs have one form."
+            f"chooses its outputs in Python, or that file has no such type (ONNX no complex "
+            f"numbers); export a net whose outputs have one form."
         )
     return max(
         (_difference(*pair, what) for pair in zip(found, expected, strict=True)), default=0.0

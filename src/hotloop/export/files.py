@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from hotloop.errors import CheckpointError
 
 @contextlib.contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """Yield a path of the target's name in a temporary folder beside it.
+    """Yield a path of the target's name in a temporary folder, as near to it as there is one.
 
     At the end of the block all files there are moved to the target's folder, the target last; after
     an exception none is.
@@ -25,9 +26,12 @@ def written_beside(target: Path) -> Iterator[Path]:
     """
     folder: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        beside = next(parent for parent in target.absolute().parents if parent.exists())
+        folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{target.name}.", suffix=".tmp"))
         yield folder / target.name
+        target.parent.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())

@@ -40,6 +40,13 @@ class Inputs:
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     @property
+    def form(self) -> str:
+        """What a program is made for: the nesting, and the values that are no tensors."""
+        leaves, nesting = pytree.tree_flatten((self.args, self.kwargs))
+        values = ["tensor" if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in leaves]
+        return f"{nesting} {values}"
+
+    @property
     def num_samples(self) -> int:
         """How many samples the batch has."""
         return count_samples((*self.args, *self.kwargs.values()))
@@ -96,11 +103,11 @@ def read_inputs(net: nn.Module, source: BatchSource, with_loss: bool) -> list[In
             names = sorted(kwargs, key=lambda name: order.get(name, len(order)))
             inputs = Inputs(args, {name: kwargs[name] for name in names})
             found.append(inputs.changed(torch.Tensor.detach))
-    forms = {str(pytree.tree_structure((inputs.args, inputs.kwargs))) for inputs in found}
-    if len(forms) > 1 or not all(inputs.tensors for inputs in found):
-        wrong = "the batches of data differ in their parts" if len(forms) > 1 else "a batch of data"
+    differ = len({inputs.form for inputs in found}) > 1
+    if differ or not all(inputs.tensors for inputs in found):
+        wrong = "the batches of data differ in their parts, or in a value that is no tensor"
         raise DataError(
-            f"{wrong}{'' if len(forms) > 1 else ' holds no tensor'}: a net is exported for one "
+            f"{wrong if differ else 'a batch of data holds no tensor'}: a net is exported for one "
             f"form of inputs; pass batches of that form, as predict takes them."
         )
     return found

@@ -58,6 +58,8 @@ class OnnxForm:
                 )
                 _name_batch(converted.model, sizes)
                 converted.save(path)
+        except OSError:  # a full disk
+            raise
         except Exception as error:
             raise ExportError(
                 f"torch.onnx of torch {torch.__version__} cannot convert the net "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from hotloop.data.unpack import predictions_of
@@ -43,15 +44,20 @@ def make_predictor(net: nn.Module, with_loss: bool) -> Predictor:
     """
     bare: Any = getattr(net, "_orig_mod", net)  # what torch.compile wraps
     bare = getattr(bare, "module", bare) if type(bare).__name__.endswith("Parallel") else bare
+    if any(map(is_lazy, (*bare.parameters(), *bare.buffers()))):
+        raise ExportError(
+            f"{type(bare).__name__} has layers without weights, which their first batch makes: "
+            f"call fit first, or predict and load_ckpt."
+        )
     try:
-        copied = copy.deepcopy(bare)
+        copied = copy.deepcopy(bare).cpu().eval().requires_grad_(False)
     except Exception as error:
         raise ExportError(
             f"a copy of the net is exported, and {type(bare).__name__} cannot be copied "
             f"({type(error).__name__}: {error}): keep parameters, buffers and plain values in its "
             f"attributes alone."
         ) from error
-    return Predictor(copied.cpu().eval().requires_grad_(False), with_loss)
+    return Predictor(copied, with_loss)
 
 
 def run(predictor: Predictor, inputs: Inputs) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from hotloop.errors import ExportError
@@ -21,6 +22,8 @@ from hotloop.export.predictor import Predictor, tensors_of
 from hotloop.nested import describe_tensor
 
 _LOGGERS = ("torch.export", "torch.fx", "torch._export", "torch._dynamo", "torch.onnx")
+
+_MOST_SAMPLES = 2**31 - 1  # torch 2.6 refuses an LSTM where there is no bound
 
 Sizes = dict[int, str]  # of a tensor: dimension to "batch" or "any"
 
@@ -56,7 +59,7 @@ def trace(
     Raises:
         ExportError: says what cannot be exported.
     """
-    kinds = {"batch": torch.export.Dim("batch"), "any": torch.export.Dim.DYNAMIC}
+    kinds = {"batch": torch.export.Dim("batch", max=_MOST_SAMPLES), "any": torch.export.Dim.DYNAMIC}
     left = iter(sizes)
 
     def free(leaf: Any) -> Any:
@@ -71,7 +74,8 @@ def trace(
                 predictor, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
             )
     except Exception as error:
-        raise ExportError(_explain(error)) from error
+        recurrent = any(isinstance(module, nn.RNNBase) for module in predictor.modules())
+        raise ExportError(_explain(error, recurrent)) from error
 
 
 def describe_inputs(
@@ -142,15 +146,17 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, recurrent: bool) -> str:
     text, first = str(error).strip(), first_line(error) + _find_place(error)
     if "onstraints violated" in text or "specialized" in text:
         details = [line.strip(" -") for line in text.splitlines()[1:] if line.strip()]
         detail = details[0].partition(". If ")[0][:300] if details else first
+        mend = "compute with inputs.shape in forward"
+        if recurrent:
+            mend = "pad sequences to one length (torch exports nn.LSTM and nn.GRU for one alone)"
         return (
-            f"the net works for one size alone where batches may have others ({detail}): compute "
-            f"with inputs.shape in forward, or pass fixed_shapes=True to export for the first "
-            f"batch's shapes."
+            f"the net works for one size alone where batches may have others ({detail}): {mend}, "
+            f"or pass fixed_shapes=True to export for the first batch's shapes."
         )
     if "data-dependent" in text:
         return (

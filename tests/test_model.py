@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from builders import make_conv_net, make_loaders, make_mlp
@@ -694,6 +695,25 @@ def test_callbacks_are_told_where_a_fit_ends_by_an_error(small, raised):
         fit(make_model(), loader(small), loader(small), callbacks=[Careless(), Fails()])
     assert events == [("error", True)]
     assert caught.value.__notes__ == ["on_fit_error of Careless raised ValueError('of a callback')"]
+
+
+def test_ctrl_c_between_training_and_validation_leaves_callbacks_a_whole_history(small):
+    seen = []
+
+    class Stops:
+        def on_train_epoch_end(self, model):
+            if len(model.history["epoch"]) == 2:
+                raise KeyboardInterrupt
+
+        def on_fit_end(self, model):
+            seen.append((pd.DataFrame(model.history), model.best_score, model.best_epoch))
+
+    model = make_model()
+    found = fit(model, loader(small), loader(small), callbacks=[Stops()])
+    ((history, best_score, best_epoch),) = seen
+    pd.testing.assert_frame_equal(history, found)
+    assert list(history["epoch"]) == [1]
+    assert (best_score, best_epoch) == (history["val_loss"][0], 1)
 
 
 def test_predict_joins_structures_and_needs_no_labels(small):

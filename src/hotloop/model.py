@@ -303,24 +303,28 @@ class KerasModel(nn.Module):
             trace_path=trace_path,
             trace_memory=trace_memory,
         )
-        self.fit_settings = describe_settings(type(self).fit, {**arguments, "devices": devices})
+        described = describe_settings(KerasModel.fit, {**arguments, "devices": devices})
         plan = self._plan_devices(devices, cpu, arguments)
         if plan is not None and plan.starts_processes:
+            self.fit_settings, self.best_score, self.best_epoch = described, None, 0
+            self.skipped_steps, self.skipped_samples = [], []
             fit_in_processes(self, plan, arguments)
             return history_frame(self.history)
         parallel = Parallel(plan) if plan is not None and plan.joins else None
         choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)
         sources = make_sources(train_data, val_data, choice.device, batch_size)
         progress = make_progress(quiet, bool(plot))
-        self.messages = progress.messages
         compute = self.step if type(self).step is not KerasModel.step else None
         run = FitRun(self, settings, sources, progress, compute, quiet or bool(plot), parallel)
-        self.accelerator, self._clock = run.accelerator, run.clock
+        # a refused fit leaves what an earlier one noted
+        self.accelerator, self._clock, self.messages = run.accelerator, run.clock, progress.messages
+        if not isinstance(devices, DevicePlan):  # else those of the process that started this one
+            self.fit_settings = described
         self.history, self.skipped_steps, self.skipped_samples = {}, [], []
         # what callbacks may read, under torchkeras' names
         self.epochs, self.monitor, self.mode = epochs, run.monitor, run.mode
         self.ckpt_path, self.patience = ckpt_path, patience
-        self.stop_training = False
+        self.stop_training, self.best_score, self.best_epoch = False, None, 0
         hooks = [*built_in_callbacks(plot and not quiet, wandb), *callbacks]
         if not is_main_process():
             hooks = [hook for hook in hooks if not getattr(hook, "only_main_process", False)]
@@ -334,9 +338,7 @@ class KerasModel(nn.Module):
             tell_of_error(hooks, self, error)
             raise
         finally:
-            self._leave_whole_rows(run)
             progress.end_fit(self.history)
-        self.best_score, self.best_epoch = run.stopping.best, run.stopping.best_epoch
         return history_frame(self.history)
 
     def fit_ddp(self, num_processes: int, *args: Any, **kwargs: Any) -> pd.DataFrame:
@@ -643,15 +645,6 @@ class KerasModel(nn.Module):
             values: dict[str, Any] = epoch_runner(source)
         progress.end_fit({})
         return values
-
-    def _leave_whole_rows(self, run: FitRun) -> None:
-        """Cut the epoch that was not finished out of the history: it may have no score."""
-        num_rows = max(run.num_rows, run.stopping.epoch)
-        nan = float("nan")
-        self.history = {
-            name: column[:num_rows] + [nan] * (num_rows - len(column))
-            for name, column in self.history.items()
-        }
 
 
 def history_frame(history: dict[str, list[Any]]) -> pd.DataFrame:

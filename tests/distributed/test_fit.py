@@ -54,6 +54,15 @@ def test_the_times_of_the_main_process_come_back_and_tune_says_why_it_does_nothi
     assert capfd.readouterr().out.count(reason) == 1
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_the_main_process_said_is_kept_once(small, quiet):
+    model, _, _ = train(small, 10, epochs=1, devices=2, quiet=quiet)
+    said = [text.partition(":")[0] for text in model.messages]
+    assert said[0] == "2 processes on cpu"
+    assert said.count("train_data is resident") == 1
+    assert said[-1].startswith("best val_loss")
+
+
 def test_a_fit_that_failed_in_its_processes_shows_no_earlier_times(small):
     model, _, _ = train(small, 10, epochs=1)
     labels = torch.full_like(small[1], 7)  # there are two classes

@@ -212,6 +212,17 @@ class FitRun:
             raise explained from error
         finally:
             self.best.close()
+            self._note_whole_epochs()
+
+    def _note_whole_epochs(self) -> None:
+        """Cut the epoch that was not finished out of the history, and note the best score."""
+        num_rows, nan = max(self.num_rows, self.stopping.epoch), float("nan")
+        self.model.history = {
+            name: column[:num_rows] + [nan] * (num_rows - len(column))
+            for name, column in self.model.history.items()
+        }
+        self.model.best_score = self.stopping.best
+        self.model.best_epoch = self.stopping.best_epoch
 
     def _run(self, callbacks: Sequence[Any]) -> None:
         epochs = self.settings.epochs

@@ -71,6 +71,8 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
         with interrupt.listen():
             result = processes.run(objects)
         _take_over(model, result)
+        if arguments["quiet"]:  # what is shown has come already
+            progress.messages += result["messages"]
         for generator, state in zip(_generators(arguments), result["generators"], strict=True):
             generator.set_state(state.clone())  # the next fit draws on from there, as ever
         model.accelerator = Accelerator(plan.devices[0], arguments["mixed_precision"])
@@ -107,6 +109,7 @@ def _fit_here(
         "parts": {name: part.state_dict() for name, part in _stateful(model)},
         "trained": {name: p.requires_grad for name, p in _named_parameters(model)},
         "groups": _groups(model),
+        "messages": model.messages,
         "attributes": {name: getattr(model, name) for name in _NAMES},
         "rng_state": torch.get_rng_state(),
         "generators": [generator.get_state() for generator in _generators(arguments)],

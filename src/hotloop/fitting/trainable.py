@@ -26,6 +26,8 @@ class Trainable(Protocol):
     lr_scheduler: Any
     kwargs: dict[str, Any]
     history: dict[str, list[Any]]
+    best_score: float | None
+    best_epoch: int
     skipped_steps: list[tuple[int, int, str]]
     skipped_samples: list[tuple[Any, str]]
     accelerator: Any

@@ -6,6 +6,7 @@ import pytest
 import torch
 from builders import make_mlp
 from torch import nn
+from torchmetrics import Accuracy
 
 from hotloop import KerasModel
 from hotloop.kerascallbacks import MLflowCallback
@@ -88,3 +89,37 @@ def test_each_fit_has_a_run_of_its_own(small, tmp_path):
         found = mlflow.artifacts.list_artifacts(run_id=callback.run_id)
         assert [artifact.path for artifact in found] == ["history.csv"]
     assert len(ids) == 2
+
+
+def test_two_fits_in_one_active_run(small, tmp_path):
+    """As of folds, or of training and fine-tuning."""
+    with mlflow.start_run() as active:
+        for epochs in (1, 2):
+            fit(small, tmp_path, MLflowCallback(), epochs=epochs)
+        run = mlflow.get_run(active.info.run_id)
+    assert run.data.params["epochs"] == "1"
+
+
+def test_names_that_mlflow_refuses(small, tmp_path):
+    torch.manual_seed(0)
+    model = KerasModel(
+        make_mlp(), nn.CrossEntropyLoss(), {"acc@1": Accuracy(task="multiclass", num_classes=2)}
+    )
+    callback = MLflowCallback(params={"a@b": 1})
+    model.fit(
+        small, epochs=1, batch_size=50, callbacks=[callback], quiet=True, ckpt_path=tmp_path / "w"
+    )
+    run = mlflow.get_run(callback.run_id)
+    assert run.data.metrics["train_acc_1"] == pytest.approx(model.history["train_acc@1"][0])
+    assert run.data.params["a_b"] == "1"
+
+
+def test_several_processes_log_the_settings_of_the_call(small, tmp_path):
+    torch.manual_seed(0)
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    model.fit(
+        small, epochs=1, batch_size=50, callbacks=[MLflowCallback()], quiet=True, devices=2,
+        cpu=True, ckpt_path=tmp_path / "w",
+    )  # fmt: skip
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.data.params["devices"] == "2"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from hotloop.callbacks.base import Callback, TrainedModel
 from hotloop.errors import require_extra
+
+_NOT_IN_NAMES = re.compile(r"[^\w/. -]")
 
 
 class MLflowCallback(Callback):
@@ -15,7 +18,8 @@ class MLflowCallback(Callback):
 
     The run is opened after the first epoch. An active one is gone on with and left open; so is,
     with ``fit(resume=True)``, that of the fit that was interrupted. Where it is kept is told by
-    ``mlflow.set_tracking_uri`` or MLFLOW_TRACKING_URI.
+    ``mlflow.set_tracking_uri`` or MLFLOW_TRACKING_URI. A setting that an active run holds already
+    stays as it is there; characters that MLflow takes in no name become "_".
 
     Args:
         experiment: the experiment's name; that which is set when not given.
@@ -55,7 +59,9 @@ class MLflowCallback(Callback):
         self._open(model)
         row = {name: column[-1] for name, column in model.history.items() if name != "epoch"}
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self.mlflow.log_metrics(numbers, step=model.history["epoch"][-1], run_id=self.run_id)
+        self.mlflow.log_metrics(
+            _named(numbers), step=model.history["epoch"][-1], run_id=self.run_id
+        )
 
     def on_fit_end(self, model: TrainedModel) -> None:
         """Upload history and weights, a file or a folder, and close the run."""
@@ -96,7 +102,12 @@ class MLflowCallback(Callback):
             )
             self.run_id, self._opened = run.info.run_id, True
         if is_new:
-            self.mlflow.log_params({**model.fit_settings, **self.params}, run_id=self.run_id)
+            self._log_params({**model.fit_settings, **self.params})
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        held = self.mlflow.get_run(self.run_id).data.params  # MLflow refuses another value
+        new = {name: value for name, value in _named(params).items() if name not in held}
+        self.mlflow.log_params(new, run_id=self.run_id)
 
     def _experiment_id(self) -> str | None:
         """Return that of the named experiment, which is made where it is missing."""
@@ -111,3 +122,8 @@ class MLflowCallback(Callback):
         if self._opened:
             self.mlflow.end_run(status)
         self._opened = self._is_active = False
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by names that MLflow takes."""
+    return {_NOT_IN_NAMES.sub("_", name): value for name, value in values.items()}

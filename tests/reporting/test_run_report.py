@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel
-from hotloop.errors import SettingsError
+from hotloop.errors import DataError, SettingsError
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -88,8 +90,11 @@ def test_many_epochs_are_cut_in_their_middle(model, tmp_path):
         "train_loss": [1 / epoch for epoch in range(1, 1001)],
         "val_acc": [0.5] * 1000,
     }
+    first = model._clock.stages[0]
+    model._clock.stages = [dataclasses.replace(first, epoch=epoch) for epoch in range(1000)]
     html = model.report(tmp_path / "report.html").read_text()
     assert html.count("<tr") < 300
+    assert html.count("<path") < 200  # areas, not ten bars an epoch
     assert "800 epochs in the middle are left out" in html
 
 
@@ -110,3 +115,65 @@ def test_a_fit_that_was_stopped_in_its_first_epoch(small, tmp_path):
     html = model.report(tmp_path / "report.html").read_text()
     assert "0 of at most 10" in html
     assert "<td>callbacks</td><td>Stops</td>" in html
+
+
+class Confusion(nn.Module):
+    """A metric whose value is a matrix."""
+
+    def forward(self, preds, labels):
+        return self.compute()
+
+    def compute(self):
+        return torch.eye(20)
+
+    def reset(self):
+        pass
+
+
+def test_matrices_and_names_in_any_script(small, tmp_path):
+    metrics = {"matrix": Confusion(), "准确率": Accuracy(task="multiclass", num_classes=2)}
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss(), metrics)
+    model.fit(small, epochs=1, batch_size=20, quiet=True, ckpt_path=tmp_path / "w.pt")
+    html = model.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ">准确率</text>" in html
+    assert ">matrix</text>" not in html  # a panel without a curve
+    assert "<td>[[1.0, 0.0" in html
+    assert all(len(cell) < 60 for cell in re.findall(r"<td>(\[\[[^<]*)", html))
+
+
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_fit_end", "on_fit_error"])
+def test_callbacks_write_it_too(small, tmp_path, hook):
+    """With what belongs to this fit, though an earlier one had a better score."""
+
+    class Writes:
+        def write(self, model):
+            model.report(tmp_path / "report.html")
+
+    class Fails:
+        def on_validation_epoch_end(self, model):
+            raise ValueError("mine")
+
+    setattr(Writes, hook, Writes.write)
+    model = KerasModel(make_mlp(), nn.CrossEntropyLoss())
+    settings = {"epochs": 1, "batch_size": 20, "quiet": True, "ckpt_path": tmp_path / "w.pt"}
+    model.fit(small, **settings)
+    model.best_score = -1.0
+    callbacks = [Writes()] + [Fails()] * (hook == "on_fit_error")
+    with (
+        pytest.raises(ValueError, match="mine") if len(callbacks) > 1 else contextlib.nullcontext()
+    ):
+        model.fit(small, small, callbacks=callbacks, **settings)
+    html = (tmp_path / "report.html").read_text()
+    assert "-1.0000" not in html
+    assert ("<b>best val_loss</b>" in html) == (hook != "on_train_epoch_end")
+    assert model.best_score == model.history["val_loss"][0]
+
+
+def test_a_fit_that_is_refused_leaves_that_of_the_last(model, tmp_path):
+    before = model.report(tmp_path / "report.html").read_text()
+    with pytest.raises(DataError):
+        model.fit([], epochs=2, quiet=True, clip_grad_norm=7.5)
+    after = model.report(tmp_path / "report.html").read_text()
+    assert (
+        after.split("</h1>")[1].split("</p>", 1)[1] == before.split("</h1>")[1].split("</p>", 1)[1]
+    )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hotloop import KerasModel
@@ -43,3 +44,13 @@ def test_functions_and_classes_have_their_names():
 
     described = describe_settings(KerasModel.fit, {"batch_transform": mix, "callbacks": [mix]})
     assert described == {"batch_transform": "mix", "callbacks": "mix"}
+
+
+def test_a_fit_of_the_users_own_that_passes_arguments_on(small, tmp_path):
+    class Mine(KerasModel):
+        def fit(self, data, **options):
+            return super().fit(data, **options)
+
+    model = Mine(nn.Linear(4, 2), nn.CrossEntropyLoss())
+    model.fit(small, epochs=1, batch_size=50, quiet=True, ckpt_path=tmp_path / "w")
+    assert model.fit_settings["epochs"] == "1"

@@ -65,11 +65,12 @@ def draw_panels(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     num_columns = min(panels_a_row, len(panels))
     num_rows = -(-len(panels) // num_columns)
     size = figsize or (6.0 * num_columns, 4.0 * num_rows)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=size, dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12))
     FigureCanvasAgg(figure)
     score = monitor.removeprefix("val_").removeprefix("train_")
     for position, name in enumerate(panels, start=1):
@@ -100,6 +101,11 @@ def save_history_plot(
     draw_history(history, monitor, mode, figsize).savefig(path)
 
 
+def is_drawn(values: Sequence[Any]) -> bool:
+    """Tell whether a column has a curve: a metric may give matrices."""
+    return bool(values) and all(isinstance(value, (int, float)) for value in values)
+
+
 def _draw_curves(axes: Any, history: Mapping[str, Sequence[Any]], name: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -110,7 +116,7 @@ def _draw_curves(axes: Any, history: Mapping[str, Sequence[Any]], name: str) -> 
         (name, _VAL_COLOUR, "o"),
     ):
         values = list(history.get(column, []))
-        if values and all(isinstance(value, (int, float)) for value in values):
+        if is_drawn(values):
             size = 4 if len(values) <= 40 else 0
             axes.plot(
                 epochs[: len(values)], values, color=colour, marker=marker, ms=size, label=column

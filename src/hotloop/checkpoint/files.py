@@ -59,7 +59,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
         raise CheckpointError(
             f"'{target}' cannot be written ({error.strerror or error}): "
             f"{'close what has it open' if is_open else 'free space on the disk'} or "
-            f"pass a ckpt_path in a folder you can write to; what was there before is unchanged."
+            f"pass a path in a folder you can write to; what was there before is unchanged."
         ) from error
     finally:
         if temporary is not None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hotloop.callbacks.plotting import draw_panels
+from hotloop.callbacks.plotting import draw_panels, is_drawn
 
 _PANELS_A_ROW = 2
 
 
 def history_svg(history: Mapping[str, Sequence[Any]], monitor: str, mode: str) -> str:
     """Return a panel for each metric, the score first, and one for the learning rate."""
-    names = [column.removeprefix("val_").removeprefix("train_") for column in history]
+    columns = [column for column, values in history.items() if is_drawn(values)]
+    names = [column.removeprefix("val_").removeprefix("train_") for column in columns]
     first = monitor.removeprefix("val_").removeprefix("train_")
     panels = list(dict.fromkeys([first, *(name for name in names if name != "epoch")]))
     figure = draw_panels(history, panels, monitor, mode, panels_a_row=_PANELS_A_ROW)
@@ -26,7 +28,8 @@ def figure_svg(figure: Any) -> str:
 
     buffer = io.StringIO()
     # no date and no random ids: the same run gives the same page
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hotloop"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hotloop"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's fonts draw the text
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -19,6 +19,7 @@ from hotloop.timing.report import TimeReport
 from hotloop.version import __version__
 
 _MAX_ROWS = 200  # of the table of epochs; more are left out in its middle
+_MAX_CELL = 40  # characters: a metric may be a matrix
 
 
 def make_run_report(model: Any, times: TimeReport, title: str) -> str:
@@ -76,12 +77,19 @@ def _epochs(model: Any) -> str:
     places = list(range(num_rows))
     if num_rows > _MAX_ROWS:
         places = [*places[: _MAX_ROWS // 2], *places[-_MAX_ROWS // 2 :]]
-    rows = [[format_value(name, history[name][place]) for name in names] for place in places]
+    rows = [[_cell(name, history[name], place) for name in names] for place in places]
     numbers = [history["epoch"][place] for place in places] if num_rows else []
     best = numbers.index(model.best_epoch) if model.best_epoch in numbers else -1
     left_out = num_rows - len(places)
     note = f'<p class="under">{left_out:,} epochs in the middle are left out.</p>'
     return make_table(names, rows, marked=best) + (note if left_out else "")
+
+
+def _cell(name: str, column: Sequence[Any], place: int) -> str:
+    if place >= len(column):  # before the epoch's validation
+        return ""
+    text = format_value(name, column[place])
+    return text if len(text) <= _MAX_CELL else f"{text[:_MAX_CELL]}..."
 
 
 def _times(times: TimeReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MUCH = 0.3  # a share of the time that is worth a word
+_MAX_BARS = 100  # more epochs than that are drawn as areas
 _ON_DEVICE = ("data", "transfer", "transform", *COMPUTE, "metrics")
 
 
@@ -143,14 +145,20 @@ class TimeReport:
         FigureCanvasAgg(figure)  # no window: what shows it is the caller's
         axes = figure.add_subplot()
         bottom = [0.0] * len(epochs)
+        of_epoch: dict[int, dict[str, float]] = {epoch: defaultdict(float) for epoch in epochs}
+        for stage in self.stages:
+            for phase, seconds in as_seen(stage).items():
+                of_epoch[stage.epoch][phase] += seconds
         for index, phase in enumerate(self.seconds):
-            heights = [
-                sum(as_seen(s).get(phase, 0.0) for s in self.stages if s.epoch == epoch)
-                for epoch in epochs
-            ]
-            axes.bar(epochs, heights, bottom=bottom, label=phase, color=f"C{index % 10}",
-                     hatch="//" if index >= 10 else None)  # fmt: skip
-            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+            top = [low + of_epoch[epoch][phase] for epoch, low in zip(epochs, bottom, strict=True)]
+            hatch = "//" if index >= 10 else None
+            look: dict[str, Any] = {"label": phase, "color": f"C{index % 10}", "hatch": hatch}
+            if len(epochs) <= _MAX_BARS:
+                heights = [high - low for high, low in zip(top, bottom, strict=True)]
+                axes.bar(epochs, heights, bottom=bottom, **look)
+            else:
+                axes.fill_between(epochs, bottom, top, linewidth=0, **look)
+            bottom = top
         axes.set_xlabel("epoch (0: before the first)")
         axes.set_ylabel("seconds")
         axes.set_title(self.verdict)

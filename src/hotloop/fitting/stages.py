@@ -12,7 +12,8 @@ from hotloop.fitting.gates import GatedOptimizer, GatedScheduler
 from hotloop.fitting.index_ranges import EmbeddingRange
 from hotloop.fitting.loop import EpochOptions, EpochRunner, finish_open_group
 from hotloop.fitting.optimizers import follows_score
-from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.fitting.step import StepRunner
+from hotloop.fitting.step_options import StepOptions
 from hotloop.fitting.trainable import is_step_runner, is_users_own
 from hotloop.memory import naming_memory
 

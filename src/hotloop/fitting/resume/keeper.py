@@ -76,9 +76,8 @@ class RunKeeper:
         self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
         self.folder.clean()
         run = self.run
-        for source in (run.train_source, run.val_source):
-            if source is not None:
-                source.place.watch(self._state.random_states, self._say, source.batches)
+        for source in run.sources:
+            source.place.watch(self._state.random_states, self._say, source.batches)
         if self.settings.resume:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
@@ -168,7 +167,7 @@ class RunKeeper:
         self._ended_stage = self._train_end = None
         self._between_epochs = False
         self._stage = stage
-        self.run.train_source.place.prepare()
+        self.run.sources.train.place.prepare()
         if self._pending is None:
             return 0
         write_stage(stage, self._pending, self.run.device)
@@ -264,7 +263,7 @@ class RunKeeper:
             self.run.speedups.graph.finish()
         captured = self._train_end or self._capture(between_epochs)
         if reading:
-            states = self.run.train_source.place.states_before_reading()
+            states = self.run.sources.train.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
         if self._train_end is not None:

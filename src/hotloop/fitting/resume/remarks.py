@@ -67,7 +67,7 @@ def _other_machine(about: dict[str, Any], device: torch.device) -> str | None:
 def _short_schedule(run: Run, epoch: int, num_done: int) -> str | None:
     """Tell of a schedule, which is the checkpoint's, that is over before the run."""
     scheduler, settings = run.model.lr_scheduler, run.settings
-    num_batches = run.train_source.num_batches
+    num_batches = run.sources.train.num_batches
     if not isinstance(scheduler, OneCycleLR) or is_users_own(run.model):
         return None
     per_epoch, done = 1, 0

@@ -32,8 +32,8 @@ class RunState:
     def __init__(self, run: Run, callbacks: Sequence[Any]) -> None:
         self._run, self._callbacks = run, callbacks
         owners = {
-            "train": run.train_source.batches,
-            "val": getattr(run.val_source, "batches", None),
+            "train": run.sources.train.batches,
+            "val": getattr(run.sources.val, "batches", None),
             "net": run.model.net,
             "transform": run.settings.batch_transform,
             "loss": run.model.loss_fn,
@@ -43,9 +43,7 @@ class RunState:
         }
         self.random_states = AllRandomStates(run.device, owners)
         self._data = {
-            source.role: describe_data(source.batches, source.num_batches)
-            for source in (run.train_source, run.val_source)
-            if source is not None
+            source.role: describe_data(source.batches, source.num_batches) for source in run.sources
         }
 
     def read(self, epoch: int, stage: dict[str, Any] | None, hooks_called: bool) -> dict[str, Any]:
@@ -59,8 +57,8 @@ class RunState:
         run = self._run
         # the row of an unfinished epoch is made again, unless hooks have seen it
         num_rows = run.stopping.epoch + hooks_called
-        val_place = None if run.val_source is None else run.val_source.place.next_epoch()
-        train = run.train_source.place
+        val_place = None if run.sources.val is None else run.sources.val.place.next_epoch()
+        train = run.sources.train.place
         place = train.next_epoch() if stage is None else train.position()
         return {
             "run": {
@@ -118,6 +116,6 @@ class RunState:
         run.skipped.steps = list(state["skipped_steps"])
         write_callbacks(self._callbacks, state["callbacks"])
         random = state["random"]
-        run.train_source.place.resume_at(Position(**state["train_place"]), random)
-        if run.val_source is not None and state["val_place"] is not None:
-            run.val_source.place.resume_at(Position(**state["val_place"]), random)
+        run.sources.train.place.resume_at(Position(**state["train_place"]), random)
+        if run.sources.val is not None and state["val_place"] is not None:
+            run.sources.val.place.resume_at(Position(**state["val_place"]), random)

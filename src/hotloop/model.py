@@ -37,7 +37,8 @@ from hotloop.fitting.run import FitRun
 from hotloop.fitting.settings import DEFAULT_MODE, DEFAULT_MONITOR, FitSettings
 from hotloop.fitting.several import fit_in_processes
 from hotloop.fitting.stages import MEMORY_MEND
-from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.fitting.step import StepRunner
+from hotloop.fitting.step_options import StepOptions
 from hotloop.fitting.trainable import call_hooks, is_users_own, place, tell_of_error
 from hotloop.hardware import choose_device, describe_choice
 from hotloop.inspection.preserve import main_device

@@ -28,8 +28,9 @@ from torch.utils.data import (
 
 from hotloop import KerasModel
 from hotloop.data.adapt import BatchSource
+from hotloop.data.declined import Declined
 from hotloop.data.random_state import RandomStates
-from hotloop.data.resident import Declined, ResidentSource, make_source
+from hotloop.data.resident import ResidentSource, make_source
 from hotloop.errors import DataError
 
 CPU = torch.device("cpu")
@@ -182,12 +183,12 @@ def test_batches_and_random_numbers_are_the_loaders(dataset_name, loader_name):
 
 def test_images_are_kept_as_bytes():
     source = ResidentSource(make_loader(Images()), "train_data", CPU, 2)
-    image, real, label = (column.codes for column in source._columns)
+    image, real, label = (column.codes for column in source._samples.columns)
     assert image.dtype == torch.uint8
     assert real.dtype == torch.float64  # what default_collate makes of Python floats
     assert label.dtype == torch.uint8
     normalised = ResidentSource(make_loader(Pairs()), "train_data", CPU, 2)
-    assert normalised._columns[0].codes.dtype == torch.uint8  # through a table
+    assert normalised._samples.columns[0].codes.dtype == torch.uint8  # through a table
 
 
 class DrawsFromTorch(Images):
@@ -364,7 +365,7 @@ def test_reading_that_ends_early_ends_its_display(monkeypatch):
             shown.append("over")
 
     shown = []
-    monkeypatch.setattr("hotloop.data.resident.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("hotloop.data.resident_samples.SLOW_SECONDS", 0.0)
     with pytest.raises(Declined, match="draws random numbers"):
         ResidentSource(make_loader(Draws()), "train_data", CPU, 3, show=show)
     assert shown == [("train_data", 1, 256), "over"]

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hotloop import KerasModel
 from hotloop.errors import DataError, GradientError, HotloopError, OptimizerError, ShapeError
-from hotloop.fitting.diagnose import explain_missing_float64, explain_non_finite
+from hotloop.fitting.diagnose import explain_missing_float64
+from hotloop.fitting.non_finite_errors import explain_non_finite
 
 
 def fit(net, data, loss_fn=None, **options):

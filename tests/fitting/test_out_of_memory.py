@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Accuracy
 
 from hotloop import KerasModel, StepRunner
+from hotloop.data.column import Column
 from hotloop.data.feed import Feed
-from hotloop.data.resident import Column, ResidentSource
+from hotloop.data.resident import ResidentSource
 from hotloop.errors import HalfUpdateError, OutOfMemoryError
 
 FULL = "out of memory: tried to allocate"

@@ -8,7 +8,7 @@ from torch import nn
 
 from hotloop import KerasModel
 from hotloop.doctor.watch import watch_step
-from hotloop.fitting import run as fit_run
+from hotloop.fitting import peak
 from hotloop.fitting.peak import StepShape, count_step_flops
 
 LOSS = nn.CrossEntropyLoss()
@@ -73,7 +73,7 @@ def fit(net, kind=KerasModel):
 def test_the_line_of_a_long_fit_has_the_share_of_the_peak(capsys, monkeypatch):
     fit(nn.Linear(20, 2))
     assert "peak" not in capsys.readouterr().out  # a short fit is not held up
-    monkeypatch.setattr(fit_run, "LONG_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(peak, "LONG_RUN_SECONDS", 0.0)
     model = fit(nn.Linear(20, 2))
     assert "of this device's measured fp32 peak" in capsys.readouterr().out
     # a product of 16 x 20 x 2 forward, one for the weights backward

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hotloop.data.proof import reason_against_workers
-from hotloop.data.resident import SLOW_SECONDS
+from hotloop.data.resident_samples import SLOW_SECONDS
 from hotloop.data.workers import usable_cores
 from hotloop.doctor.alarm import OutOfTimeError, limited_to
 from hotloop.doctor.findings import Change

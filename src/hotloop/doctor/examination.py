@@ -17,9 +17,11 @@ from typing import Any
 import torch
 
 from hotloop.data.adapt import BatchSource
+from hotloop.data.declined import Declined
 from hotloop.data.feed import Feed
 from hotloop.data.purity import is_known_pure
-from hotloop.data.resident import SLOW_SECONDS, Declined, ResidentSource
+from hotloop.data.resident import ResidentSource
+from hotloop.data.resident_samples import SLOW_SECONDS
 from hotloop.doctor.alarm import OutOfTimeError, limited_to
 from hotloop.doctor.callbacks import time_callbacks
 from hotloop.doctor.changes import MUCH_DATA, Changes

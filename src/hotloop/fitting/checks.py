@@ -6,12 +6,46 @@ from typing import Any
 
 import torch
 
+from hotloop.checkpoint.files import check_writable
+from hotloop.checkpoint.run import refuse_where_locked
 from hotloop.distributed.processes import world_size
 from hotloop.errors import MonitorError, OptimizerError, SettingsError
 from hotloop.fitting.loop import EpochRunner
+from hotloop.fitting.optimizers import (
+    check_optimizer,
+    check_scheduler,
+    check_scheduler_steps,
+    wrong_interval,
+)
+from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.fitting.settings import Default, FitSettings
-from hotloop.fitting.trainable import Trainable, is_users_own
+from hotloop.fitting.trainable import Trainable, is_users_own, saves_its_own
 from hotloop.metrics.accumulate import metric_names
+
+
+def check_model(model: Trainable, settings: FitSettings) -> None:
+    """Refuse an optimizer, scheduler or step that cannot be trained with these settings.
+
+    Raises:
+        HotloopError: names what cannot work.
+    """
+    check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
+    check_scheduler(model.lr_scheduler, model.optimizer)
+    if not is_users_own(model):
+        check_scheduler_steps(model.lr_scheduler)
+    check_custom_step(model, settings)
+
+
+def check_files(model: Trainable, settings: FitSettings) -> None:
+    """Refuse a path that cannot be written to, or where another run is saved right now.
+
+    Raises:
+        CheckpointError: one of them.
+    """
+    if not saves_its_own(model):
+        check_writable(settings.ckpt_path)
+    if not settings.saving.saves:  # else the run takes the lock
+        refuse_where_locked(run_folder_of(settings.ckpt_path))
 
 
 def choose_monitor(monitor: str, has_validation: bool) -> str:
@@ -134,6 +168,28 @@ def check_custom_step(model: Trainable, settings: FitSettings) -> None:
             "batch_transform has no effect on your own StepRunner: call it in there, or leave it "
             "out."
         )
+
+
+def remark_on_scheduler(
+    model: Trainable, settings: FitSettings, num_batches: int | None
+) -> str | None:
+    """Return a line on a scheduler that was made for another number of steps; None for none.
+
+    Args:
+        model: with the scheduler; one that the user's own code steps is not looked at.
+        settings: of the fit.
+        num_batches: an epoch; None when unknown.
+    """
+    if is_users_own(model):
+        return None
+    found = wrong_interval(
+        model.lr_scheduler,
+        settings.scheduler_interval,
+        settings.epochs,
+        num_batches,
+        settings.gradient_accumulation_steps,
+    )
+    return None if found is None else f"lr_scheduler: {found[0]}. {found[1]}"
 
 
 def refuse_several_processes(settings: FitSettings) -> None:

@@ -15,7 +15,8 @@ from hotloop.data.budget import resident_budget
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.bias_gradients import BiasGradients
 from hotloop.fitting.direct_step import part_counts
-from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.graph.graphed import GraphedStep
+from hotloop.fitting.graph.settings import GraphSettings
 from hotloop.fitting.host_memory import HostMemory
 from hotloop.fitting.loop import EpochRunner
 from hotloop.fitting.narrow_inputs import NarrowInputs

@@ -14,7 +14,7 @@ from hotloop.data.unpack import forward_parameters
 from hotloop.errors import DataError, HotloopError, IndexRangeError, ShapeError
 from hotloop.fitting.index_ranges import is_plain_embedding, refuse_indices
 from hotloop.memory import is_out_of_memory
-from hotloop.nested import count_samples, describe, describe_tensor, iterate_leaves, iterate_tensors
+from hotloop.nested import describe, iterate_leaves
 from hotloop.placement import explain_device_error
 
 _OF_RANGE = re.compile("out of (range|bounds)")
@@ -110,54 +110,6 @@ def explain_missing_float64(error: Exception) -> DataError | None:
     return DataError(
         "a batch, the loss or a metric has float64 values, which MPS lacks: make them float32 in "
         "the data set (tensor.float(), array.astype('float32')), or train with cpu=True."
-    )
-
-
-def explain_non_finite(loss: float, net: nn.Module, batch: Any, step: int, epoch: int) -> str:
-    """Say where a NaN or infinite loss came from, as far as the batch and the net show it.
-
-    Args:
-        loss: its value.
-        net: the net; its weights are looked at.
-        batch: the batch of that step; None when it is gone.
-        step: counted from 1.
-        epoch: counted from 1.
-    """
-    head = f"the loss became {loss} at step {step} of epoch {epoch}"
-    if batch is not None and not count_samples(batch):
-        return (
-            f"{head} because its batch has no samples, of which there is no mean: leave such "
-            f"batches out, in the collate_fn or the stream that made it."
-        )
-    for path, tensor in iterate_tensors(batch):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
-            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-            return (
-                f"{head} because {path} ({describe_tensor(tensor)}) holds NaN or infinite values "
-                f"in {bad} of its samples: clean the data or drop those samples."
-            )
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-            return (
-                f"{head}, and the parameter '{name}' holds NaN or infinite values: lower the "
-                f"learning rate or pass clip_grad_norm=1.0."
-            )
-    known = (
-        "the batch and the weights are finite" if batch is not None else "the weights are finite"
-    )
-    return (
-        f"{head} though {known}: a finite loss was expected; look for a logarithm or division of "
-        f"zero in the net or the loss, or lower the learning rate."
-    )
-
-
-def is_finite(batch: Any) -> bool:
-    """Tell whether no number in a batch is NaN or infinite."""
-    return all(
-        bool(torch.isfinite(tensor).all())
-        for _, tensor in iterate_tensors(batch)
-        if tensor.is_floating_point()
     )
 
 

@@ -15,10 +15,10 @@ from hotloop.data.adapt import BatchSource, as_batches
 from hotloop.distributed.processes import world_size
 from hotloop.distributed.reducing import SharedMetrics
 from hotloop.errors import IndexRangeError, LabelError, NonFiniteError, SettingsError
-from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.gated_update import waiting_costs
 from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.non_finite import FiniteWatch, first_bad_trained
+from hotloop.fitting.non_finite_errors import explain_non_finite
 from hotloop.fitting.readback import Readback
 from hotloop.fitting.resume.keeper import RunKeeper
 from hotloop.fitting.step import StepRunner

@@ -268,6 +268,23 @@ def step_scheduler(scheduler: Any) -> None:
         ) from error
 
 
+def step_after_epoch(scheduler: Any, epoch: int, score: float, per_epoch: bool) -> None:
+    """Step a scheduler at an epoch's end, if that is its time.
+
+    Args:
+        scheduler: None for none.
+        epoch: counted from 1.
+        score: of the epoch.
+        per_epoch: whether it is one of epochs, where it does not show that itself.
+    """
+    if follows_score(scheduler):
+        scheduler.step(score)
+    elif takes_numbers(scheduler):
+        scheduler.step(epoch, score)
+    elif scheduler is not None and per_epoch:
+        step_scheduler(scheduler)
+
+
 def wrong_interval(
     scheduler: Any, interval: str, epochs: int, num_batches: int | None, accumulated: int = 1
 ) -> tuple[str, str] | None:

@@ -13,9 +13,11 @@ from torch import nn
 
 from hotloop.data.unpack import Unpacker
 from hotloop.errors import HotloopError
+from hotloop.fitting.trainable import Trainable, is_users_own
 from hotloop.hardware import measure_matmul
 from hotloop.inspection.flops import make_flop_counter
 from hotloop.nested import count_samples, iterate_tensors, map_leaves
+from hotloop.timing.clock import StepClock
 from hotloop.timing.report import MeasuredPeak
 
 LONG_RUN_SECONDS = 60.0  # beside which the second that this may take is nothing
@@ -28,6 +30,32 @@ class StepShape:
     def __init__(self, batch: Any) -> None:
         self.batch = map_leaves(batch, _without_values)
         self.num_samples = count_samples(batch)
+
+
+class RunPeak:
+    """Measures the device's peak for the line of a run, where that is nothing beside the run."""
+
+    def __init__(self) -> None:
+        self._shape: StepShape | None = None
+
+    def note(self, batch: Any) -> None:
+        """Note the form of a training batch, to count what a step computes."""
+        if self._shape is None:
+            self._shape = StepShape(batch)
+
+    def measure(self, model: Trainable, clock: StepClock, device: torch.device) -> None:
+        """Set ``model.measured_peak`` after a long run of hotloop's own steps.
+
+        Args:
+            model: was trained.
+            clock: has the run's times.
+            device: where it was.
+        """
+        if self._shape is None or is_users_own(model) or model.measured_peak is not None:
+            return
+        seconds = sum(stage.total for stage in clock.stages if stage.stage == "train")
+        if seconds >= LONG_RUN_SECONDS:
+            model.measured_peak = measure_peak(model.net, model.loss_fn, self._shape, device)
 
 
 def measure_peak(

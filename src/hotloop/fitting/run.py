@@ -10,25 +10,22 @@ from typing import Any
 from hotloop.callbacks.formatting import format_value
 from hotloop.callbacks.progress import Progress
 from hotloop.checkpoint.best import BestWeights
-from hotloop.checkpoint.files import check_writable
-from hotloop.checkpoint.run import refuse_where_locked
 from hotloop.data.adapt import BatchSource
 from hotloop.data.augment import make_transform
-from hotloop.data.guarded import can_guard
-from hotloop.data.resident import ResidentSource, make_source
-from hotloop.data.tuned import tune_source
 from hotloop.distributed.group import from_main_process
 from hotloop.distributed.launching import explain_lost_peer
 from hotloop.distributed.processes import is_main_process, wait_for_all
 from hotloop.errors import HalfUpdateError, NonFiniteError, RunInterrupted
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.checks import (
-    check_custom_step,
+    check_files,
+    check_model,
     check_monitor_is_known,
     check_scaled_updates,
     choose_mode,
     choose_monitor,
     refuse_several_processes,
+    remark_on_scheduler,
     score_of,
 )
 from hotloop.fitting.choose import Speedups
@@ -38,26 +35,21 @@ from hotloop.fitting.interrupt import Interrupt
 from hotloop.fitting.micro_batches import MicroBatches
 from hotloop.fitting.non_finite import SkippedSteps
 from hotloop.fitting.optimizers import (
-    check_optimizer,
-    check_scheduler,
-    check_scheduler_steps,
     current_lr,
-    follows_score,
     move_optimizer_state,
-    step_scheduler,
-    takes_numbers,
-    wrong_interval,
+    step_after_epoch,
 )
 from hotloop.fitting.parallel import Parallel
-from hotloop.fitting.peak import LONG_RUN_SECONDS, StepShape, measure_peak
+from hotloop.fitting.peak import RunPeak
 from hotloop.fitting.resume.keeper import MAX_REWINDS, RunKeeper
-from hotloop.fitting.resume.settings import run_folder_of
 from hotloop.fitting.resume.stops import ends_resumable, stays_for_the_user
 from hotloop.fitting.settings import FitSettings
+from hotloop.fitting.sources import Sources, list_skipped
 from hotloop.fitting.stages import Stages
 from hotloop.fitting.trainable import (
     Trainable,
     add_values,
+    bare_net,
     call_hooks,
     is_users_own,
     parameters_beside_net,
@@ -90,24 +82,16 @@ class FitRun:
         parallel: Parallel | None = None,
     ) -> None:
         self.model, self.settings, self.progress = model, settings, progress
-        self.train_source, self.val_source = sources
+        self.sources = Sources(*sources, progress)
         self.compute, self.quiet = compute, quiet
-        self.device = self.train_source.device
-        self.monitor = choose_monitor(settings.monitor, self.val_source is not None)
-        check_optimizer(model.optimizer, model.net, [model.loss_fn, *model.kwargs.values()])
-        check_scheduler(model.lr_scheduler, model.optimizer)
-        if not is_users_own(model):
-            check_scheduler_steps(model.lr_scheduler)
-        check_custom_step(model, settings)
+        self.device = self.sources.train.device
+        has_validation = self.sources.val is not None
+        self.monitor = choose_monitor(settings.monitor, has_validation)
+        check_model(model, settings)
         self.transform = make_transform(settings.batch_transform)
-        check_monitor_is_known(
-            self.monitor, model, self.val_source is not None, compute is not None
-        )
+        check_monitor_is_known(self.monitor, model, has_validation, compute is not None)
         if is_main_process():
-            if not saves_its_own(model):
-                check_writable(settings.ckpt_path)
-            if not settings.saving.saves:  # else the run takes the lock
-                refuse_where_locked(run_folder_of(settings.ckpt_path))
+            check_files(model, settings)
         self.accelerator = Accelerator(
             self.device, settings.mixed_precision, settings.gradient_accumulation_steps
         )
@@ -120,9 +104,7 @@ class FitRun:
         move_optimizer_state(model.optimizer, self.device)
         self.parallel = self.accelerator.parallel = parallel
         if parallel is not None:
-            self.train_source = parallel.shard(self.train_source)
-            if self.val_source is not None:
-                self.val_source = parallel.shard(self.val_source)
+            self.sources.replace(parallel.shard)
             parallel.check_metrics(model.metrics_dict)
         self.metrics = {stage: copy.deepcopy(model.metrics_dict) for stage in ("train", "val")}
         self.mode, said = choose_mode(settings.mode, self.monitor, model.metrics_dict)
@@ -140,35 +122,22 @@ class FitRun:
         self.speedups = Speedups(settings, self.device)
         self.keeper: RunKeeper | None = None
         self.micro_batches = MicroBatches(
-            progress.message, self._release_resident, self._holds_resident
+            progress.message, self.sources.release_resident, self.sources.holds_resident
         )
         self.skipped = SkippedSteps(progress.message)
         refuse_several_processes(settings)
         self.clock = self.make_clock()
         self.num_rows = 0  # of the history that are whole
         self.stages = Stages(self)
-        self.batch_shape: StepShape | None = None
-        if not is_users_own(model):
-            self._tell_of_scheduler()
+        self.peak = RunPeak()
+        num_batches = self.sources.train.num_batches
+        remark = remark_on_scheduler(model, settings, num_batches)
+        if remark is not None:
+            progress.message(remark)
         if not settings.exact:
-            num_batches = self.train_source.num_batches
             said = self.speedups.choose(model, compute, num_batches, parallel is not None)
             if said:
                 progress.message(said)
-
-    def _tell_of_scheduler(self) -> None:
-        """Say of a scheduler that was made for another number of steps."""
-        settings = self.settings
-        found = wrong_interval(
-            self.model.lr_scheduler,
-            settings.scheduler_interval,
-            settings.epochs,
-            self.train_source.num_batches,
-            settings.gradient_accumulation_steps,
-        )
-        if found is not None:
-            text, mend = found
-            self.progress.message(f"lr_scheduler: {text}. {mend}")
 
     def make_clock(self) -> StepClock:
         """Return what times the run."""
@@ -233,13 +202,16 @@ class FitRun:
             )
         with self.clock.phase("setup"):
             if not self.settings.exact:
-                self._make_resident()
+                share = self.settings.resident_budget
+                if self.parallel is not None:
+                    share = self.parallel.resident_share(share)
+                self.sources.make_resident(epochs, share)
             if self.settings.tune == "auto":
-                self._tune()
+                self.sources.tune()
         try:
             self.start_speedups()
             if self.settings.saving.on_bad_sample == "skip":
-                self._skip_bad_samples()
+                self.sources.skip_bad_samples()
             with self._kept(callbacks):
                 self._train(epochs, callbacks)
             if self.parallel is not None:
@@ -255,7 +227,9 @@ class FitRun:
                 self.parallel.close()
                 self.model.net = self.parallel.net.module
             self.clock.finish()
-        self._measure_peak()
+        # what is counted is one step of hotloop's own, in one process
+        if self.compute is None and self.transform is None and self.parallel is None:
+            self.peak.measure(self.model, self.clock, self.device)
         if any(self.time_report.shares.values()):
             self.progress.message(self.time_report.line())
         wait_for_all()
@@ -304,9 +278,8 @@ class FitRun:
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         keeper = self.keeper
         num_rewinds = 0
-        sources = (self.train_source, self.val_source)
         workers = self.settings.tune == "auto"  # which may start some
-        workers = workers or any(getattr(source, "num_workers", 0) for source in sources)
+        workers = workers or any(getattr(source, "num_workers", 0) for source in self.sources)
         with self.interrupt.listen(stopping=keeper is not None, workers=workers):
             try:
                 while True:
@@ -342,21 +315,6 @@ class FitRun:
         if keeper is not None:
             keeper.finish()
 
-    def note_shape(self, batch: Any) -> None:
-        """Note the form of a training batch, to count what a step computes."""
-        if self.batch_shape is None:
-            self.batch_shape = StepShape(batch)
-
-    def _measure_peak(self) -> None:
-        """Measure the device's peak for the line, where that is nothing beside the run."""
-        model, shape = self.model, self.batch_shape
-        standard = not is_users_own(model) and self.compute is None and self.transform is None
-        seconds = sum(stage.total for stage in self.clock.stages if stage.stage == "train")
-        if shape is None or not standard or self.parallel is not None:
-            return
-        if model.measured_peak is None and seconds >= LONG_RUN_SECONDS:
-            model.measured_peak = measure_peak(model.net, model.loss_fn, shape, self.device)
-
     def _stops_early(self, epoch: int) -> bool:
         """Tell whether training is over before ``epoch``, for want of a better score."""
         if epoch == 1 or epoch > self.settings.epochs or not self.stopping.should_stop:
@@ -378,15 +336,15 @@ class FitRun:
     def _run_epoch(self, epoch: int, callbacks: Sequence[Any]) -> None:
         model, history = self.model, self.model.history
         row: dict[str, Any] = {"epoch": epoch}
-        row.update(self._run_stage("train", self.train_source, epoch))
+        row.update(self._run_stage("train", self.sources.train, epoch))
         row["lr"] = row.pop("lr", current_lr(model.optimizer))  # keeps torchkeras' column order
         if self.keeper is None or not self.keeper.take_hooks_called():
             add_values(history, row)
             self._call_hooks(callbacks, "on_train_epoch_end")
-        if self.val_source is not None:
+        if self.sources.val is not None:
             if self.keeper is not None:
                 self.keeper.begin_validation()
-            values = self._validate(self.val_source, epoch)
+            values = self._validate(self.sources.val, epoch)
             add_values(history, values)
             row.update(values)
         self.num_rows = len(history["epoch"])
@@ -401,7 +359,8 @@ class FitRun:
             self.best.saved = True
             if self.keeper is not None:
                 self.keeper.keep_best()
-        self._step_scheduler(row)
+        scheduler, per_epoch = model.lr_scheduler, self.settings.scheduler_interval == "epoch"
+        step_after_epoch(scheduler, epoch, score=row[self.monitor], per_epoch=per_epoch)
         self._call_hooks(callbacks, "on_validation_epoch_end")
         with self.clock.phase("display"):
             self.progress.end_epoch(row, is_best)
@@ -419,21 +378,10 @@ class FitRun:
             raise
 
     def _call_hooks(self, callbacks: Sequence[Any], hook: str) -> None:
-        with contextlib.nullcontext() if self.parallel is None else self._bare_net():
+        with contextlib.nullcontext() if self.parallel is None else bare_net(self.model):
             for callback in callbacks:
                 with self.clock.phase("callbacks", f"{type(callback).__name__}.{hook}"):
                     call_hooks([callback], hook, self.model)
-
-    @contextlib.contextmanager
-    def _bare_net(self) -> Iterator[None]:
-        """Let callbacks have the user's own net: they ask for its class, its parts, a copy."""
-        wrapped = self.model.net
-        self.model.net = bare = wrapped.module  # type: ignore[assignment]
-        try:
-            yield
-        finally:
-            if self.model.net is bare:
-                self.model.net = wrapped
 
     def _run_stage(self, stage: str, source: BatchSource, epoch: int) -> dict[str, Any]:
         source.clock = self.clock
@@ -443,73 +391,11 @@ class FitRun:
         values = self.stages.run(stage, source, epoch)
         if self.parallel is not None and stage == "train":
             self.parallel.end_training(epoch)
-        self._tell_skipped(source)
+        said = list_skipped(source, self.model.skipped_samples)
+        if said is not None:
+            self.progress.message(said)
         values = {name: to_host(value) for name, value in values.items()}
         return values if self.parallel is None else self.parallel.same_for_all(values)
-
-    def _skip_bad_samples(self) -> None:
-        """Leave out samples that cannot be read, where they are read one by one."""
-        for source in (self.train_source, self.val_source):
-            if source is None:
-                continue
-            source.place.skip_bad = True
-            if not isinstance(source, ResidentSource) and not can_guard(source.batches):
-                self.progress.message(
-                    f"on_bad_sample has no effect on {source.role}: it is no plain DataLoader of "
-                    f"a data set with __getitem__ and __len__"
-                )
-
-    def _tell_skipped(self, source: BatchSource) -> None:
-        """List the samples that could not be read, and tell of those not heard of before."""
-        found = source.place.take_skipped()
-        known = {index for index, _ in self.model.skipped_samples}
-        new = [(index, text) for index, text in found if index not in known]
-        self.model.skipped_samples += found
-        if new:
-            shown = "; ".join(f"{index} ({text})" for index, text in new[:3])
-            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
-            self.progress.message(
-                f"{len(new)} samples of {source.role} could not be read and were left out: "
-                f"{shown}{more}"
-            )
-
-    def _release_resident(self) -> bool:
-        """Move resident data off the device; False when there is none there."""
-        sources = (self.train_source, self.val_source)
-        released = [s.release() for s in sources if isinstance(s, ResidentSource)]
-        return any(released)
-
-    def _holds_resident(self) -> bool:
-        """Tell whether there is resident data on an accelerator."""
-        sources = (self.train_source, self.val_source)
-        return any(isinstance(s, ResidentSource) and s.on_accelerator for s in sources)
-
-    def _make_resident(self) -> None:
-        """Serve the data from memory, where that is safe; says so once."""
-        num_epochs, share = self.settings.epochs, self.settings.resident_budget
-        if self.parallel is not None:
-            share = self.parallel.resident_share(share)
-        rest = (num_epochs, share, self.progress.message, self._show_reading)
-        self.train_source = make_source(self.train_source, *rest)
-        if self.val_source is not None:
-            self.val_source = make_source(self.val_source, *rest)
-
-    def _show_reading(self, role: str, batches: Any, batch_size: int) -> Iterator[Any]:
-        """Yield batches of a data set that is read once, and show how far that is."""
-        self.progress.start_stage(f"reading {role}", 0, len(batches))
-        try:
-            for batch in batches:
-                yield batch
-                if self.progress.advance(batch_size):
-                    self.progress.show({})
-        finally:
-            self.progress.end_stage({})
-
-    def _tune(self) -> None:
-        """Choose the loaders' workers while training; the numbers stay what they are."""
-        self.train_source = tune_source(self.train_source, self.progress.message)
-        if self.val_source is not None:
-            self.val_source = tune_source(self.val_source, self.progress.message)
 
     def start_speedups(self) -> None:
         """Do what was chosen; to be undone with ``speedups.undo()``."""
@@ -518,21 +404,12 @@ class FitRun:
             self.speedups.make_graphs(
                 self.model,
                 self.accelerator,
-                self.train_source,
-                self.val_source,
+                self.sources.train,
+                self.sources.val,
                 self.compute,
                 self.transform,
                 self.progress.message,
             )
-
-    def _step_scheduler(self, row: dict[str, Any]) -> None:
-        scheduler = self.model.lr_scheduler
-        if follows_score(scheduler):
-            scheduler.step(row[self.monitor])
-        elif takes_numbers(scheduler):
-            scheduler.step(row["epoch"], row[self.monitor])
-        elif scheduler is not None and self.settings.scheduler_interval == "epoch":
-            step_scheduler(scheduler)
 
     def _say_interrupted(self) -> str:
         finished = len(self.model.history.get(self.monitor, []))

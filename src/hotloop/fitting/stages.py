@@ -12,7 +12,8 @@ from hotloop.fitting.gates import GatedOptimizer, GatedScheduler
 from hotloop.fitting.index_ranges import EmbeddingRange
 from hotloop.fitting.loop import EpochOptions, EpochRunner, finish_open_group
 from hotloop.fitting.optimizers import follows_score
-from hotloop.fitting.step import StepOptions, StepRunner
+from hotloop.fitting.step import StepRunner
+from hotloop.fitting.step_options import StepOptions
 from hotloop.fitting.trainable import is_step_runner, is_users_own
 from hotloop.memory import naming_memory
 
@@ -60,7 +61,7 @@ class Stages:
                 run.speedups.threads,
                 run.keeper,
                 run.clock,
-                run.note_shape if training else None,
+                run.peak.note if training else None,
             )
         if graph is not None:
             optimizer = model.optimizer if training else None
@@ -97,7 +98,7 @@ class Stages:
             run.speedups,
             run.accelerator,
         )
-        source = run.train_source if training else run.val_source
+        source = run.sources.train if training else run.sources.val
         optimizer, scheduler = model.optimizer, model.lr_scheduler
         per_step = settings.scheduler_interval == "step" and not follows_score(scheduler)
         standard = is_step_runner(model.StepRunner) and not is_users_own(model)

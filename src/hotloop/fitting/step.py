@@ -5,72 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotloop.errors import NonFiniteError, SettingsError
+from hotloop.errors import SettingsError
 from hotloop.fitting.accelerator import Accelerator
-from hotloop.fitting.diagnose import explain_non_finite, is_finite
 from hotloop.fitting.direct_step import DirectStep
 from hotloop.fitting.forward import Forward, StepOutput, as_step_output
 from hotloop.fitting.graph.gradients import add_to_grad
-from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.loss_errors import explain_backward_error
 from hotloop.fitting.micro_batches import MicroBatches
-from hotloop.fitting.narrow_inputs import NarrowInputs
-from hotloop.fitting.non_finite import SkippedSteps, first_bad_trained
+from hotloop.fitting.non_finite_errors import bad_loss
 from hotloop.fitting.optimizers import current_lr, step_scheduler, unfused_where_refused
-from hotloop.fitting.speedups import FUSED_OPTIMIZERS, ChannelsLast
+from hotloop.fitting.speedups import FUSED_OPTIMIZERS
+from hotloop.fitting.step_options import StepOptions
 from hotloop.fitting.watched_step import WatchedStep
 from hotloop.memory import is_out_of_memory, shortage
 from hotloop.metrics.accumulate import check_metrics, update_metrics
 from hotloop.metrics.batched import BatchedUpdates
 from hotloop.nested import map_leaves
-from hotloop.timing.clock import NoClock, StepClock
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What ``fit`` adds to a step beyond torchkeras' arguments.
-
-    Attributes:
-        compute: replaces forward and loss (``KerasModel.step`` when a user overrides it).
-        clip_grad_norm: the largest joint norm of the gradients; None for no clipping.
-        scheduler_per_step: whether the scheduler steps with the optimizer.
-        epoch: counted from 1, for errors.
-        layout: the memory layout of images and convolutions; None leaves it alone.
-        narrow_inputs: the memory layout of full batches of few columns; None leaves it alone.
-        join_metrics: metrics may see several batches joined; who reads them calls
-            ``flush_metrics`` before.
-        batches_stay: nobody writes into a batch that was handed out.
-        transform: changes training batches on the device, before the net sees them.
-        direct: the fused optimizer's kernel may be called without its Python layers.
-        graph: runs the stage's steps as one graph where it can.
-        micro_batches: computes batches in parts where they do not fit the memory.
-        on_non_finite: what a NaN or infinite loss or gradient leads to: "stop" (only the loss is
-            looked at), "skip" or "rewind" (gradients too).
-        skipped: takes note of steps that are left out.
-        clock: times the parts of a step, where it asks for that.
-    """
-
-    compute: Callable[[Any], Any] | None = None
-    clip_grad_norm: float | None = None
-    scheduler_per_step: bool = True
-    epoch: int = 0
-    layout: ChannelsLast | None = None
-    narrow_inputs: NarrowInputs | None = None
-    join_metrics: bool = False
-    batches_stay: bool = False
-    transform: Callable[[Any], Any] | None = None
-    direct: bool = False
-    graph: GraphedStep | None = None
-    micro_batches: MicroBatches | None = None
-    on_non_finite: str = "stop"
-    skipped: SkippedSteps | None = None
-    clock: StepClock = field(default_factory=NoClock)
 
 
 class StepRunner:
@@ -194,9 +149,7 @@ class StepRunner:
         if self.options.on_non_finite != "stop":
             self._watched = self._watched or WatchedStep(self)
             return self._watched.train(batch)
-        if (
-            self.options.micro_batches is None
-        ):  # an optimize of the user's own, or several processes
+        if self.options.micro_batches is None:  # an optimize of the user's own, or many processes
             with self.accelerator.averaging():
                 output = self._forward_and(self.optimize, batch)
         else:
@@ -440,28 +393,8 @@ class StepRunner:
         value: float = loss.item()
         watched = self.options.on_non_finite != "stop" or self.accelerator.scaler is not None
         if self.stage == "train" and not math.isfinite(value) and not watched:
-            raise self._non_finite_error(value, batch)
+            raise bad_loss(value, self.net, batch, self.num_steps, self.options.epoch)
         return value
-
-    def _non_finite_error(self, loss: float, batch: Any) -> NonFiniteError:
-        """Return the error for a bad loss, seen before the step's update.
-
-        Weights that are bad by now became so in the update before, whose step is the one to name.
-        """
-        step, epoch = self.num_steps, self.options.epoch
-        looks = step > 1 and is_finite(batch)
-        name = first_bad_trained(self.net.named_parameters()) if looks else None
-        if name is None:
-            text = explain_non_finite(loss, self.net, batch, step, epoch)
-            return NonFiniteError(text, step=step, epoch=epoch)
-        return NonFiniteError(
-            f"the gradients of step {step - 1} of epoch {epoch} were NaN or infinite though its "
-            f"loss was not: its update spoiled the parameter '{name}', and the loss of step {step} "
-            f"became {loss}; lower the learning rate, or leave such steps out with "
-            f"on_non_finite='skip'",
-            step=step - 1,
-            epoch=epoch,
-        )
 
 
 class _StepValues(dict[str, Any]):

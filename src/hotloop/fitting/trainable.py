@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -133,6 +134,18 @@ def add_values(history: dict[str, list[Any]], values: dict[str, Any]) -> None:
             # a column that some epochs lack keeps its rows in step with the others
             column.extend([float("nan")] * (num_rows - 1 - len(column)))
         column.append(value)
+
+
+@contextlib.contextmanager
+def bare_net(model: Trainable) -> Iterator[None]:
+    """Let callbacks have the user's own net of several processes: its class, its parts, a copy."""
+    wrapped = model.net
+    model.net = bare = wrapped.module  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if model.net is bare:
+            model.net = wrapped
 
 
 def call_hooks(callbacks: Sequence[Any], hook: str, model: Any) -> None:

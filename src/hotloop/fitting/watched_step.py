@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from hotloop.errors import NonFiniteError
-from hotloop.fitting.diagnose import explain_non_finite
 from hotloop.fitting.forward import StepOutput
 from hotloop.fitting.gated_update import GatedUpdate, can_gate, waiting_costs
 from hotloop.fitting.non_finite import BufferGuard, first_bad_gradient
+from hotloop.fitting.non_finite_errors import explain_non_finite
 from hotloop.memory import is_out_of_memory
 
 

@@ -59,7 +59,7 @@ def find_learning_rate(
             sweep = _Sweep(trial.model.optimizer, ratios, (min_lr, max_lr), num_steps, progress)
             trial.model.EpochRunner = sweep.make_runner
             progress.start_stage("finding lr", 0, num_steps)
-            trial.run._run_stage("train", trial.run.train_source, epoch=1)
+            trial.run._run_stage("train", trial.run.sources.train, epoch=1)
         finally:
             progress.end_stage({})
             progress.end_fit({})

@@ -16,10 +16,11 @@ from hotloop import KerasModel
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
 from hotloop.fitting.graph.declined import DeclinedError
-from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import LossModule
 from hotloop.fitting.graph.replay import ReplayEngine
+from hotloop.fitting.graph.settings import GraphSettings
 from hotloop.fitting.step import StepRunner
 
 CPU = torch.device("cpu")

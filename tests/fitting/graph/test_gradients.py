@@ -13,8 +13,9 @@ from hotloop import KerasModel
 from hotloop.errors import NonFiniteError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients, add_to_grad
-from hotloop.fitting.graph.graphed import GraphedStep, GraphSettings
+from hotloop.fitting.graph.graphed import GraphedStep
 from hotloop.fitting.graph.pure_step import LossModule
+from hotloop.fitting.graph.settings import GraphSettings
 
 CPU = torch.device("cpu")
 UP_TO_GRADIENTS = "compile: the training step is one graph up to its gradients"

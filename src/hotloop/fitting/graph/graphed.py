@@ -4,109 +4,32 @@ from __future__ import annotations
 
 import functools
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hotloop.data.random_state import RandomStates
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.forward import StepOutput
+from hotloop.fitting.graph.attempt import attempt
 from hotloop.fitting.graph.batch_places import BatchPlaces, versions_of
 from hotloop.fitting.graph.build import build_engine
 from hotloop.fitting.graph.compare import ComparedError, compare
-from hotloop.fitting.graph.declined import DeclinedError, MovedError, UpdateError, first_line
+from hotloop.fitting.graph.declined import DeclinedError, MovedError, UpdateError
+from hotloop.fitting.graph.eager_step import EagerStep
 from hotloop.fitting.graph.engine import Engine
-from hotloop.fitting.graph.forms import as_plain, form_of, has_form, is_flat, is_plain
+from hotloop.fitting.graph.forms import form_of, has_form, is_flat
 from hotloop.fitting.graph.prover import Prover
 from hotloop.fitting.graph.pure_step import LossModule, plain_mapping
+from hotloop.fitting.graph.remarks import GraphRemarks
+from hotloop.fitting.graph.settings import GraphSettings
 from hotloop.fitting.graph.supported import Hooks, check_supported, why_gradients_alone
+from hotloop.fitting.graph.usual_form import UsualForm
 from hotloop.fitting.graph.worth import Worth
 
 _MAX_BUILDS = 3
-_MAX_EAGER_FORMS = 8  # batches of other forms than the graph's, in a row, before it is given up
-
-
-@dataclass(frozen=True)
-class GraphSettings:
-    """What ``fit`` knows that decides on a graph.
-
-    Attributes:
-        mode: True for always, "auto" for where it pays within the run.
-        num_steps: steps of the whole run; None when unknown.
-        trains: a training step; else forward and loss alone.
-        clip_grad_norm: as in ``StepOptions``.
-        check_every_step: tells whether other code of the user runs between steps (a loader in this
-            process, a transform), so that what was proven is looked at again before each.
-        say: takes a line for the user.
-        is_settled: tells whether the number of threads is decided, which a graph is made for.
-        by_default: the user asked for nothing, and is told only of a graph that was tried.
-        keeps_preds: whether anybody reads the predictions of a step.
-        inductor: whether Inductor writes a replayed graph's kernels; on a CPU it always does.
-        num_kept: for how many further steps the loss and predictions of a step must stay as they
-            are; 0 for always.
-    """
-
-    mode: bool | str
-    num_steps: int | None
-    clip_grad_norm: float | None
-    check_every_step: Callable[[], bool]
-    say: Callable[[str], None]
-    is_settled: Callable[[], bool] = lambda: True
-    trains: bool = True
-    by_default: bool = False
-    keeps_preds: bool = True
-    inductor: bool = False
-    num_kept: int = 0
-
-
-class EagerStep(Protocol):
-    """The step that a graph takes the place of.
-
-    Attributes:
-        begins_group: whether no batch before it waits for the update.
-        must_look: whether it looks at the batch's indices, which a replay cannot.
-        gives_whole: whether its loss is given all of an output with ``logits``; None: not known.
-    """
-
-    @property
-    def begins_group(self) -> bool: ...  # noqa: D102
-
-    @property
-    def must_look(self) -> bool: ...  # noqa: D102
-
-    @property
-    def gives_whole(self) -> bool | None: ...  # noqa: D102
-
-    def explain(self, batch: Any, error: RuntimeError) -> None:
-        """Raise what an eager forward pass says to a batch that a graph failed on."""
-
-    def run_eagerly(
-        self, batch: Any, before_update: Callable[[], None] | None = None
-    ) -> StepOutput:
-        """Run the whole step; its loss may be a number."""
-
-    def check_labels(self, preds: torch.Tensor | None) -> None:
-        """Look at a batch's labels, before a replay that gives predictions like these."""
-
-    def fits_group(self, batch: Any) -> bool:
-        """Tell whether a batch's gradients count as much as those of its group before it."""
-
-    def use_gradients(
-        self,
-        loss: torch.Tensor,
-        batch: Any,
-        params: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor | None],
-    ) -> Any:
-        """Go on from a batch's gradients as an eager step does; return the loss as it does."""
-
-    def step_scheduler(self) -> None:
-        """Step the scheduler after an update."""
 
 
 class GraphedStep:
@@ -136,21 +59,18 @@ class GraphedStep:
         self._engine: Engine | None = None
         self._module: Any = None
         self._prover: Any = None
-        self._form: Any = None
-        self._num_steps = self._num_builds = self._num_other_forms = 0
+        self._forms = UsualForm()
+        self._num_steps = self._num_builds = 0
         self._left_inductor = False
         self._gives_whole = False  # all of an output with logits to the loss, as eager steps do
         self._num_without_inductor = 0  # builds that were followed by one without it
-        self._announced: set[bool] = set()  # by whether it updates
+        self._remarks = GraphRemarks(settings)
         self._running = self._checked = False
         self._goes_on = False  # with a run whose steps were the graph's
         self._goes_on_with: str | None = None  # kernels of that graph
         self._steps_first = True  # an eager step is due before a graph is built
         self._changes_batch = False
         self._begins = False  # an epoch whose first step was not looked at yet
-        self._eager_form: tuple[Any, ...] | None = None  # of the last eager step
-        self._saved_form: list[Any] | None = None  # of the graph that it goes on with
-        self._saved_eager_form: list[Any] | None = None  # of the last eager step elsewhere
         self._hooks: Any = None
         self._places = BatchPlaces()
         self._worth = Worth(accelerator.device, settings.num_steps)
@@ -202,9 +122,7 @@ class GraphedStep:
     def leave_inductor(self, reason: str) -> None:
         """Replay torch's own kernels from now on."""
         self.inductor, self._left_inductor = False, True
-        self.settings.say(
-            f"compile: the {self._what} is left to torch's own kernels, since {reason}"
-        )
+        self._remarks.say_without_inductor(reason)
 
     def _retry_without_inductor(self, reason: str) -> None:
         self._num_without_inductor += 1
@@ -226,10 +144,7 @@ class GraphedStep:
             "left_inductor": self._left_inductor,
             "gives_whole": self._gives_whole,
             "preds_shape": None if self.preds_like is None else list(self.preds_like.shape),
-            "form": self._saved_form if self._engine is None else as_plain(self._form),
-            "eager_form": self._saved_eager_form
-            if self._eager_form is None
-            else as_plain(self._eager_form),
+            **self._forms.state_dict(has_graph=self._engine is not None),
             "steps_first": self._steps_first,
             "num_builds": self._num_builds - self._num_without_inductor + self._is_to_rebuild,
         }
@@ -237,7 +152,8 @@ class GraphedStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with another process's run: the steps that were the graph's there are it here."""
         self._num_steps, self.reason = state["num_steps"], state["reason"]
-        self._goes_on, self._saved_form = state["built"], state.get("form")
+        self._goes_on = state["built"]
+        self._forms.load_state_dict(state)
         self.why_gradients = state.get("why_gradients")
         self._left_inductor = state.get("left_inductor", False)
         self._gives_whole = state.get("gives_whole", False)
@@ -246,7 +162,6 @@ class GraphedStep:
         self._goes_on_with = state.get("kernels", "inductor, cpu")
         if state.get("preds_shape") is not None:
             self.preds_like = torch.empty(state["preds_shape"], device="meta")
-        self._saved_eager_form = state.get("eager_form")
         # the graph that it goes on with is built once more here
         self._num_builds = max(state.get("num_builds", 0) - self._goes_on, 0)
         # where an eager step is as good as the graph's, it tells what that needs to know
@@ -276,11 +191,8 @@ class GraphedStep:
 
     def tell_unused(self) -> None:
         """Say at the end of a run that asked for a graph if there never was one."""
-        asked = self.settings.mode is True and not self.settings.by_default
-        if asked and self._num_steps and not self._num_builds and self.reason is None:
-            self.settings.say(
-                f"compile: each {self._what} ran eagerly: the run was over before a graph was made"
-            )
+        if self._num_steps and not self._num_builds and self.reason is None:
+            self._remarks.say_unused()
 
     def close(self) -> None:
         """Let go of the graph and its memory; ``reason`` stays."""
@@ -292,19 +204,19 @@ class GraphedStep:
         if step.must_look:
             self.finish()
             return self._run_eagerly(batch, leaves, step)
-        if self._engine is not None and not has_form(leaves, self._form):
-            self._num_other_forms += 1
-            if self._num_other_forms > _MAX_EAGER_FORMS:
-                raise DeclinedError("its batches differ in shape")
+        forms = self._forms
+        if self._engine is not None and not has_form(leaves, forms.of_graph):
+            forms.count_other()
             self.finish()
             return step.run_eagerly(batch)
         if self._engine is None:
-            if not (self._is_usual(leaves) and step.fits_group(batch) and self._is_ready(step)):
+            usual = forms.is_usual(leaves, self._goes_on)
+            if not (usual and step.fits_group(batch) and self._is_ready(step)):
                 return self._run_eagerly(batch, leaves, step)
-            self._form = form_of(leaves)
+            forms.of_graph = form_of(leaves)
             step.check_labels(self.preds_like)
             return self._build(batch, leaves, step)
-        self._num_other_forms = 0
+        forms.num_others = 0
         if not self._checked and self._engine.updates and self._has_gradients():
             self.finish()
             return step.run_eagerly(batch)  # which adds to what a callback left
@@ -333,28 +245,6 @@ class GraphedStep:
             return False  # gradients overflowed in the last step, and may in this one
         return step.begins_group
 
-    def _is_usual(self, leaves: Sequence[Any]) -> bool:
-        """Tell whether a batch has the form that a graph is to be made for.
-
-        That is the form of the eager step before, so that no graph is made for a short last batch;
-        in a run that goes on, the form that there was one for.
-
-        Raises:
-            DeclinedError: no two batches in a row are alike, or they are not of plain tensors.
-        """
-        if any(isinstance(leaf, torch.Tensor) and not is_plain(leaf) for leaf in leaves):
-            raise DeclinedError("its batches hold tensors that are not plain ones")
-        form = form_of(leaves)
-        if self._goes_on and self._saved_form is not None:
-            return as_plain(form) == self._saved_form
-        usual = form == self._eager_form
-        if self._eager_form is None and self._saved_eager_form is not None:
-            usual = as_plain(form) == self._saved_eager_form
-        self._num_other_forms = 0 if usual else self._num_other_forms + 1
-        if self._num_other_forms > _MAX_EAGER_FORMS:
-            raise DeclinedError("its batches differ in shape")
-        return usual
-
     def _run_eagerly(
         self,
         batch: Any,
@@ -363,8 +253,7 @@ class GraphedStep:
         before_update: Callable[[], None] | None = None,
     ) -> StepOutput:
         """Run an eager step, and note what a graph has to know of it."""
-        if all(not isinstance(leaf, torch.Tensor) or is_plain(leaf) for leaf in leaves):
-            self._eager_form = form_of(leaves)
+        self._forms.note_eager(leaves)
         before = versions_of(leaves)
         output = step.run_eagerly(batch, before_update)
         self._changes_batch |= versions_of(leaves) != before
@@ -475,9 +364,8 @@ class GraphedStep:
         self._goes_on = False
         self._engine, self._checked = engine, not self.settings.check_every_step()
         seconds = time.perf_counter() - started
-        if engine.updates not in self._announced:
-            self._announced.add(engine.updates)
-            self._announce(engine, seconds)
+        why_eager_update = None if engine.updates else str(self.why_gradients)
+        self._remarks.say_built(seconds, self.inductor, why_eager_update)
         return self._replay(batch, leaves, step, started) if output is None else output
 
     @property
@@ -503,46 +391,18 @@ class GraphedStep:
         device = self.accelerator.device.type
         return f"inductor, {device}" if self._rounds_anew else f"torch, {device}"
 
-    def _announce(self, engine: Engine, seconds: float) -> None:
-        text = f"compile: the {self._what} is one graph"
-        if not engine.updates:
-            text += " up to its gradients"
-        text += f", built in {seconds:.1f} s"
-        if self.inductor:
-            text += ", with kernels of Inductor's"
-        if not engine.updates:
-            text += f"; the update is eager, since {self.why_gradients}"
-        self.settings.say(text)
-
     def _make_engine(self, batch: Any, leaves: Sequence[torch.Tensor]) -> Engine:
         """Prove the step, and return it in another form; nothing has changed after that."""
         self._module = LossModule(self.net, self.loss_fn, batch, self._gives_whole)
-        random_states = RandomStates.read()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torch's insides; forward's were heard before
-                with self.accelerator.autocast():
-                    self._prover = Prover(self._module, leaves)
-                if self.inductor and self._prover.why_unrolled:
-                    self.leave_inductor(self._prover.why_unrolled)
-                if self._rounds_anew:
-                    self.settings.say(
-                        f"compile: compiling the {self._what}, which takes seconds to minutes"
-                    )
-                engine: Engine = build_engine(self, leaves)
-            # Dynamo takes numpy's for torch's, and what was drawn here is a constant of the graph
-            drew = [name for name in random_states.moved() if name != "torch"]
-            if drew:
-                raise DeclinedError(f"forward or loss draws random numbers of {' and '.join(drew)}")
-            return engine
-        except DeclinedError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise DeclinedError("memory runs out while a graph is made") from error
-        except Exception as error:
-            raise DeclinedError(f"a graph cannot be made: {first_line(error)}") from error
-        finally:
-            random_states.restore()
+        with attempt():
+            with self.accelerator.autocast():
+                self._prover = Prover(self._module, leaves)
+            if self.inductor and self._prover.why_unrolled:
+                self.leave_inductor(self._prover.why_unrolled)
+            if self._rounds_anew:
+                self._remarks.say_compiling()
+            engine: Engine = build_engine(self, leaves)
+        return engine
 
     @property
     def num_builds(self) -> int:
@@ -557,12 +417,7 @@ class GraphedStep:
     def _give_up(self, reason: str) -> None:
         self.close()
         self.reason = reason
-        if self._num_builds or not self.settings.by_default:
-            self.settings.say(f"compile: the {self._what} runs eagerly, since {reason}")
-
-    @property
-    def _what(self) -> str:
-        return "training step" if self.settings.trains else "validation step"
+        self._remarks.say_given_up(reason, was_tried=self._num_builds > 0)
 
     def _is_due(self) -> bool:
         """Tell whether it is time to build a graph.

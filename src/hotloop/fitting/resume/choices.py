@@ -16,8 +16,7 @@ class Run(Protocol):
     settings: Any
     accelerator: Any
     device: torch.device
-    train_source: Any
-    val_source: Any
+    sources: Any
     stopping: Any
     best: Any
     skipped: Any

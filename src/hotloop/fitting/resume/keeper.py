@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hotloop.checkpoint.files import write_atomically
 from hotloop.checkpoint.run import Checkpoint, RunFolder, RunLock
-from hotloop.data.generators import AllRandomStates
-from hotloop.data.position import Position
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
-from hotloop.fitting.resume.choices import Run, read_choices, write_choices
-from hotloop.fitting.resume.identity import (
-    check_data,
-    describe_data,
-    read_callbacks,
-    write_callbacks,
-)
+from hotloop.fitting.resume.choices import Run
 from hotloop.fitting.resume.modules import write_module
-from hotloop.fitting.resume.remarks import remarks_on
+from hotloop.fitting.resume.remarks import remarks_on, say_finished, say_where
+from hotloop.fitting.resume.run_state import RunState
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
 from hotloop.fitting.resume.snapshot import (
     arrival_of,
@@ -39,7 +29,6 @@ from hotloop.fitting.resume.writing import RunWriter
 
 MAX_REWINDS = 3
 _REWIND_FACTOR = 0.5
-_LOOKED_THROUGH = ("net", "loss_fn", "kwargs", "optimizer", "history", "_clock")
 
 
 class RunKeeper:
@@ -74,22 +63,7 @@ class RunKeeper:
         self._factor = 1.0  # of the learning rate, after going back
         self._next_time = float("inf")
         self._due = self._between_epochs = self._stopping = False
-        owners = {
-            "train": run.train_source.batches,
-            "val": getattr(run.val_source, "batches", None),
-            "net": run.model.net,
-            "transform": run.settings.batch_transform,
-            "loss": run.model.loss_fn,
-            "extras": run.model.kwargs,
-            # what a subclass with a step of its own holds
-            "model": {n: v for n, v in vars(run.model).items() if n not in _LOOKED_THROUGH},
-        }
-        self._states = AllRandomStates(run.device, owners)
-        self._data = {
-            source.role: describe_data(source.batches, source.num_batches)
-            for source in (run.train_source, run.val_source)
-            if source is not None
-        }
+        self._state = RunState(run, self.callbacks)
 
     def open(self) -> None:
         """Take the folder, and bring the run in it back where there is one and it is wanted.
@@ -102,9 +76,8 @@ class RunKeeper:
         self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
         self.folder.clean()
         run = self.run
-        for source in (run.train_source, run.val_source):
-            if source is not None:
-                source.place.watch(self._states, self._say, source.batches)
+        for source in run.sources:
+            source.place.watch(self._state.random_states, self._say, source.batches)
         if self.settings.resume:
             checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
@@ -112,9 +85,9 @@ class RunKeeper:
                 self._factor = checkpoint.state["lr_factor"]
                 self.finished = self._is_finished()
                 self._say(
-                    self._describe_finished()
+                    say_finished(run, self.folder.path, self.epoch)
                     if self.finished
-                    else f"going on with {self._describe(checkpoint)}"
+                    else f"going on with {say_where(checkpoint, self.folder.path)}"
                 )
                 about = checkpoint.state["run"]
                 for text in remarks_on(run, about, self.epoch, self._num_done):
@@ -167,7 +140,7 @@ class RunKeeper:
         scale = self._factor / checkpoint.state["lr_factor"]
         scale_learning_rates(self.run.model.optimizer, self.run.model.lr_scheduler, scale)
         self._say(
-            f"{str(error).split(': ')[0]}: back to {self._describe(checkpoint)}, with "
+            f"{str(error).split(': ')[0]}: back to {say_where(checkpoint, self.folder.path)}, with "
             f"{self._factor:g} of the learning rate"
         )
 
@@ -194,7 +167,7 @@ class RunKeeper:
         self._ended_stage = self._train_end = None
         self._between_epochs = False
         self._stage = stage
-        self.run.train_source.place.prepare()
+        self.run.sources.train.place.prepare()
         if self._pending is None:
             return 0
         write_stage(stage, self._pending, self.run.device)
@@ -290,7 +263,7 @@ class RunKeeper:
             self.run.speedups.graph.finish()
         captured = self._train_end or self._capture(between_epochs)
         if reading:
-            states = self.run.train_source.place.states_before_reading()
+            states = self.run.sources.train.place.states_before_reading()
             captured["random"] = captured["random"] if states is None else states
         training = read_training(self.run.model, self.run.accelerator.scaler)
         if self._train_end is not None:
@@ -327,71 +300,33 @@ class RunKeeper:
             CheckpointError: it is of another net, optimizer or data.
         """
         run, state = self.run, checkpoint.state
-        model, about = run.model, state["run"]
-        check_data(self._data, about["data"])
-        if (about["monitor"], about["mode"]) != (run.monitor, run.stopping.mode):
-            raise CheckpointError(
-                f"the run in '{self.folder.path}' has monitor='{about['monitor']}' and "
-                f"mode='{about['mode']}': pass the same, or another ckpt_path."
-            )
-        write_training(model, run.accelerator.scaler, state["training"], self._say)
-        self.epoch, self.step = about["epoch"], checkpoint.step
+        self._state.check(state, self.folder.path)
+        write_training(run.model, run.accelerator.scaler, state["training"], self._say)
+        self.epoch, self.step = state["run"]["epoch"], checkpoint.step
         self._writer.saved_step = self.step
         run.clock.go_on_from(self.step)
-        model.history = copy.deepcopy(state["history"])
-        run.stopping.load_state_dict(state["stopping"])
+        self._state.write(state)
         self._restore_best(checkpoint)
-        write_choices(run, state["choices"])
-        model.skipped_samples = list(state["skipped_samples"])
-        run.skipped.steps = list(state["skipped_steps"])
-        write_callbacks(self.callbacks, state["callbacks"])
         self._pending = state["stage"]
         self._hooks_called = state["hooks_called"]
         self._num_done = state["train_place"]["num_batches"]
-        random = state["random"]
-        run.train_source.place.resume_at(Position(**state["train_place"]), random)
-        if run.val_source is not None and state["val_place"] is not None:
-            run.val_source.place.resume_at(Position(**state["val_place"]), random)
-        self._random = random
+        self._random = state["random"]
 
     def begin_training(self) -> None:
         """Put the random states back; the last thing before the first epoch."""
         if self._random is not None:
-            self._states.restore(self._random)
+            self._state.random_states.restore(self._random)
             self._random = None
 
     def _capture(self, between_epochs: bool = False) -> dict[str, Any]:
         """Return everything but the training's tensors, as it is now."""
-        run = self.run
-        hooks_called = not between_epochs and (self._hooks_called or self._ended_stage is not None)
-        # the row of an unfinished epoch is made again, unless hooks have seen it
-        num_rows = run.stopping.epoch + hooks_called
-        val_place = None if run.val_source is None else run.val_source.place.next_epoch()
-        train = run.train_source.place
-        place = train.next_epoch() if between_epochs else train.position()
-        return {
-            "run": {
-                "epoch": self.epoch,
-                "data": self._data,
-                "monitor": run.monitor,
-                "mode": run.stopping.mode,
-                "torch": torch.__version__,
-                "device": str(run.device),
-            },
-            "lr_factor": self._factor,
-            "random": self._states.read(),
-            "train_place": place.to_plain(),
-            "val_place": None if val_place is None else val_place.to_plain(),
-            "stopping": run.stopping.state_dict(),
-            "history": {n: list(column[:num_rows]) for n, column in run.model.history.items()},
-            "best_saved": run.best.saved,
-            "choices": read_choices(run),
-            "skipped_steps": list(run.skipped.steps),
-            "skipped_samples": [*run.model.skipped_samples, *train.skipped],
-            "callbacks": read_callbacks(self.callbacks),
-            "hooks_called": hooks_called,
-            "stage": None if between_epochs else self._ended_stage or read_stage(self._stage),
-        }
+        if between_epochs:
+            stage, hooks_called = None, False
+        else:
+            stage = self._ended_stage or read_stage(self._stage)
+            hooks_called = self._hooks_called or self._ended_stage is not None
+        read = self._state.read(self.epoch, stage, hooks_called)
+        return {**read, "lr_factor": self._factor}
 
     def _check_savable(self) -> None:
         """Refuse a state that no file can hold before the first step; nothing is copied.
@@ -448,20 +383,3 @@ class RunKeeper:
     def _is_finished(self) -> bool:
         stops_early = self.epoch > 1 and self.run.stopping.should_stop
         return bool(stops_early) or self.epoch > self.run.settings.epochs
-
-    def _describe_finished(self) -> str:
-        run, done = self.run, self.run.stopping.epoch
-        why = f"{done} epochs are done, and epochs={run.settings.epochs}"
-        if self.epoch <= run.settings.epochs:
-            why = (
-                f"early stopping after {done} epochs, since {run.monitor} did not improve in "
-                f"{run.settings.patience}"
-            )
-        return f"the run in '{self.folder.path}' is finished already: {why}"
-
-    def _describe(self, checkpoint: Checkpoint) -> str:
-        place = checkpoint.state["train_place"]
-        where = f"epoch {self.epoch}"
-        if checkpoint.state["stage"] is not None:
-            where += f", after batch {place['num_batches']}"
-        return f"the run in '{self.folder.path}' at {where}, step {self.step}"

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
+from hotloop.checkpoint.run import Checkpoint
 from hotloop.fitting.resume.choices import Run
 from hotloop.fitting.trainable import is_users_own
+
+
+def say_where(checkpoint: Checkpoint, folder: Path) -> str:
+    """Return which run it is, and where in it the checkpoint was made."""
+    state = checkpoint.state
+    where = f"epoch {state['run']['epoch']}"
+    if state["stage"] is not None:
+        where += f", after batch {state['train_place']['num_batches']}"
+    return f"the run in '{folder}' at {where}, step {checkpoint.step}"
+
+
+def say_finished(run: Run, folder: Path, epoch: int) -> str:
+    """Return why a run has nothing left to train.
+
+    Args:
+        run: the fit, with the checkpoint's state.
+        folder: where the run is saved.
+        epoch: that would be next.
+    """
+    done = run.stopping.epoch
+    why = f"{done} epochs are done, and epochs={run.settings.epochs}"
+    if epoch <= run.settings.epochs:
+        why = (
+            f"early stopping after {done} epochs, since {run.monitor} did not improve in "
+            f"{run.settings.patience}"
+        )
+    return f"the run in '{folder}' is finished already: {why}"
 
 
 def remarks_on(run: Run, about: dict[str, Any], epoch: int, num_done: int) -> list[str]:
@@ -38,7 +67,7 @@ def _other_machine(about: dict[str, Any], device: torch.device) -> str | None:
 def _short_schedule(run: Run, epoch: int, num_done: int) -> str | None:
     """Tell of a schedule, which is the checkpoint's, that is over before the run."""
     scheduler, settings = run.model.lr_scheduler, run.settings
-    num_batches = run.train_source.num_batches
+    num_batches = run.sources.train.num_batches
     if not isinstance(scheduler, OneCycleLR) or is_users_own(run.model):
         return None
     per_epoch, done = 1, 0

@@ -149,7 +149,7 @@ class StepRunner:
         if self.options.on_non_finite != "stop":
             self._watched = self._watched or WatchedStep(self)
             return self._watched.train(batch)
-        if self.options.micro_batches is None:  # an optimize of the user's own, or many processes
+        if self.options.micro_batches is None:  # an optimize of one's own, or several processes
             with self.accelerator.averaging():
                 output = self._forward_and(self.optimize, batch)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -279,3 +281,23 @@ def test_a_small_gradient_that_is_wrong_is_found(spoil, dtype, monkeypatch, caps
     train(Deep, True, dtype)
     said = capsys.readouterr().out
     assert (ONE_GRAPH in said) == (spoil is torch.clone)
+
+
+FIRST_COMPILE = """
+import torch
+from torch import nn
+from hotloop import KerasModel
+
+data = torch.randn(64, 4), torch.zeros(64, dtype=torch.long)
+model = KerasModel(nn.Linear(4, 2), nn.CrossEntropyLoss())
+model.fit(data, batch_size=8, epochs=3, cpu=True, compile=True, quiet=True)
+print(sum("compiling the training step" in text for text in model.messages))
+"""
+
+
+def test_the_first_graph_of_a_process_stays():
+    """torch's compiler replaces methods of nn.Module then, which is no change of the user's."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_COMPILE], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "1"

@@ -177,6 +177,7 @@ def _collecting_nothing() -> Iterator[None]:
 
 def _methods_of(module: nn.Module) -> dict[tuple[type, str], Any]:
     classes = {kind for part in module.modules() for kind in type(part).__mro__}
+    classes -= {nn.Module, object}  # torch's compiler itself replaces methods of Module
     return {
         (kind, name): value
         for kind in classes

@@ -92,7 +92,7 @@ def _run_forked(spec: Spec, write: Any) -> int:
 
 
 def main() -> None:
-    """Do the jobs on standard input until it ends."""
+    """Do the jobs on standard input, until an empty line or its end."""
     events: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what else prints does not disturb them
 
@@ -103,6 +103,8 @@ def main() -> None:
     write({"ready": True, "dynamo_seconds": _import_dynamo()})
     gc.freeze()  # collections in a fork need not walk, and so copy, what was imported
     for line in sys.stdin:
+        if not line.strip():
+            return
         spec = Spec.from_json(line)
         if CAN_FORK:
             write({"ended": _run_forked(spec, write)})

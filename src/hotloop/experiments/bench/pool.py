@@ -120,9 +120,13 @@ class Pool:
                 os.killpg(process.pid, signal.SIGTERM)  # with the fork that measures
         elif at_once:
             process.terminate()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has ended by now
+                # not the pipe's end alone, which forks of this process hold open
+                process.stdin.write("\n")
+                process.stdin.close()
+        if process.stdout is not None:
+            process.stdout.close()
         process.wait()
 
     def _last_words(self) -> str:

@@ -4,54 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
-import matplotlib.image
-import numpy as np
 import pytest
+from browser import browse, count_pixels, needs_browser, photograph
 from experiments.outcomes import with_second_device
 
 from hotloop.experiments.bench.report import make_report, write_report
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-needs_browser = pytest.mark.skipif(  # in CI it must be there: a skipped test shows nothing
-    BROWSER is None and not os.environ.get("HOTLOOP_NEEDS_BROWSER"),
-    reason="no Chromium or Chrome is installed",
-)
 LIGHT = {"warm": "#4f7fe6", "keras": "#e8743b", "floor": "#2a9d8f", "textbook": "#8d99ae"}
 DARK = {"warm": "#6d97f0", "keras": "#f0854f", "floor": "#39b3a4", "textbook": "#77839a"}
 MANY = 1_000  # pixels of a colour: a key's square alone has 196
 DARK_PAGE, LIGHT_PAGE = "#14171d", "#fbfaf7"
-
-
-def browse(report: Path, folder: Path, *options: str) -> str:
-    assert BROWSER, "no Chromium here, and CI needs it: see scripts/install-chromium.sh"
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--disable-dev-shm-usage",  # a container's is small
-        f"--user-data-dir={folder / 'profile'}", *options, report.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def photograph(report: Path, folder: Path, *options: str) -> np.ndarray:
-    """Return what the browser shows, int16 (height, width, 3)."""
-    picture = folder / "report.png"
-    browse(report, folder, *options, "--window-size=1000,5600", f"--screenshot={picture}")
-    return (255 * matplotlib.image.imread(picture)[..., :3]).round().astype(np.int16)
-
-
-def count_pixels(pixels: np.ndarray, colour: str) -> int:
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.int16)
-    return int((abs(pixels - wanted) <= 2).all(axis=-1).sum())
 
 
 def test_it_needs_nothing_from_outside(outcome):

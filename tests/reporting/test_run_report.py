@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
-import shutil
-import subprocess
 
-import matplotlib.image
 import pytest
 import torch
+from browser import count_pixels, needs_browser, photograph
 from builders import make_mlp
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,10 +16,6 @@ from torchmetrics import Accuracy
 
 from hotloop import KerasModel
 from hotloop.errors import DataError, SettingsError
-
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture
@@ -62,20 +55,11 @@ def test_it_has_the_run_s_numbers_and_needs_nothing_from_outside(model, tmp_path
     assert "@import" not in html
 
 
+@needs_browser
 def test_a_browser_shows_it(model, tmp_path):
-    if BROWSER is None and not os.environ.get("HOTLOOP_NEEDS_BROWSER"):
-        pytest.skip("no Chromium or Chrome is installed")
-    assert BROWSER, "no Chromium here, and CI needs it: see scripts/install-chromium.sh"
-    path, picture = model.report(tmp_path / "report.html"), tmp_path / "report.png"
-    command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}",
-        "--window-size=1000,3000", f"--screenshot={picture}", path.as_uri(),
-    ]  # fmt: skip
-    subprocess.run(command, capture_output=True, check=True, timeout=300)
-    pixels = (255 * matplotlib.image.imread(picture)[..., :3]).round().astype(int)
-    for colour in ((0x5B, 0x8D, 0xEF), (0xE8, 0x74, 0x3B)):  # of the curves
-        assert (abs(pixels - colour).max(axis=-1) <= 2).sum() > 200
+    pixels = photograph(model.report(tmp_path / "report.html"), tmp_path, height=3000)
+    for colour in ("#5b8def", "#e8743b"):  # of the curves
+        assert count_pixels(pixels, colour) > 200
 
 
 def test_the_same_run_gives_the_same_page(model, tmp_path):

@@ -35,11 +35,17 @@ def make_picture(svg: str) -> str:
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[str]], marked: int = -1) -> str:
-    """Return a table of texts; ``marked`` is the row to stress."""
+    """Return a table.
+
+    Args:
+        header: as text.
+        rows: cells as HTML.
+        marked: the row to stress.
+    """
     head = "".join(f"<th>{escape(text)}</th>" for text in header)
     lines = []
     for place, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(text)}</td>" for text in row)
+        cells = "".join(f"<td>{cell}</td>" for cell in row)
         lines.append(f"<tr{' class=best' if place == marked else ''}>{cells}</tr>")
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'

@@ -86,10 +86,11 @@ def _epochs(model: Any) -> str:
 
 
 def _cell(name: str, column: Sequence[Any], place: int) -> str:
+    """Return a value as HTML."""
     if place >= len(column):  # before the epoch's validation
         return ""
     text = format_value(name, column[place])
-    return text if len(text) <= _MAX_CELL else f"{text[:_MAX_CELL]}..."
+    return escape(text if len(text) <= _MAX_CELL else f"{text[:_MAX_CELL]}...")
 
 
 def _times(times: TimeReport) -> str:
@@ -97,7 +98,7 @@ def _times(times: TimeReport) -> str:
     if not total:
         return ""
     rows = [[phase, f"{s:.3f} s", f"{s / total:.0%}"] for phase, s in times.seconds.items()]
-    rows += [[f"callback {name}", f"{s:.3f} s", ""] for name, s in times.callbacks.items()]
+    rows += [[f"callback {escape(name)}", f"{s:.3f} s", ""] for name, s in times.callbacks.items()]
     return (
         f"<p>{escape(times.line())}</p>"
         f"{make_table(('phase', 'seconds', 'share'), rows)}{make_picture(figure_svg(times.plot()))}"

@@ -14,7 +14,7 @@ from hotloop.experiments.bench.prose import INTRODUCTIONS, SNIPPETS
 from hotloop.experiments.bench.svg import Bar, Point, bar_chart, roofline
 from hotloop.experiments.bench.table import format_answer, with_share
 from hotloop.experiments.units import NOT_THERE, gibibytes, mebibytes, rate, seconds
-from hotloop.reporting.page import make_page
+from hotloop.reporting.page import make_page, make_table
 
 _WORTH_DRAWING = 0.01  # of the longest start-up cost
 _WHAT_WIDTH = 400  # for what a start-up cost is, beside its bar
@@ -93,7 +93,7 @@ def _machine(outcome: Outcome) -> str:
         "matrices and large copies, before the experiments and after them (the better of both; or "
         "the product of the first experiment, where that was faster). "
         "The shares further down are shares of these, not of a data sheet.</p>"
-        f"{_table(*_without_empty(header, rows))}"
+        f"{make_table(*_without_empty(header, rows))}"
         f'<p class="under">{escape(libraries)}. {escape(versions)}.</p></section>'
     )
 
@@ -117,7 +117,7 @@ def _experiment(outcome: Outcome, experiment: Experiment) -> str:
         f"<p>{INTRODUCTIONS[experiment.name]}</p>"
         f"<h3>Seconds for a warm {experiment.unit}</h3>{_bars(rows)}<div>{key}</div>"
         f'<div class="lesson"><b>{escape(headline(outcome, experiment.name))}</b>{taught}</div>'
-        f"<h3>All figures</h3>{_table(header, [_cells(row) for row in rows])}"
+        f"<h3>All figures</h3>{make_table(header, [_cells(row) for row in rows])}"
         f'<p class="under">Medians; in brackets the share of the device\'s measured peak. Right '
         f"is: {escape(experiment.expected)}.</p>"
         f"<h3>Do it yourself</h3><pre>{escape(SNIPPETS[experiment.name])}</pre></section>"
@@ -223,7 +223,7 @@ def _startup(outcome: Outcome) -> str:
         "They are in none of the warm figures above. A clock that runs over the first call shows "
         "these and calls them the device's speed. A CPU needs no initialisation and no transfer, "
         "so it has no such lines.</p>"
-        f"{chart}{_table(('experiment', 'device', 'what', 'time'), rows)}</section>"
+        f"{chart}{make_table(('experiment', 'device', 'what', 'time'), rows)}</section>"
     )
 
 
@@ -261,13 +261,3 @@ def _without_empty(
     """Leave out the columns in which no row has anything."""
     used = [i for i in range(len(header)) if any(row[i] != NOT_THERE for row in rows)]
     return [header[i] for i in used], [[row[i] for i in used] for row in rows]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; header is text, cells are HTML."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )

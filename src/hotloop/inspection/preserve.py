@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from hotloop.data.random_state import RandomStates
+from hotloop.data.random_state import RandomStates, read_device_state, restore_device_state
 from hotloop.errors import HotloopError, ShapeError
 from hotloop.memory import is_out_of_memory
 from hotloop.nested import describe
@@ -45,8 +45,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for buffer, before in values:
                 buffer.copy_(before)
         states.restore()
-        for generators, arguments, state in device_states:
-            generators.set_rng_state(state, *arguments)
+        for device, state in device_states.items():
+            restore_device_state(device, state)
 
 
 @contextlib.contextmanager
@@ -83,12 +83,10 @@ def _innermost(error: Exception) -> BaseException:
     return error.__cause__ if is_wrapper and error.__cause__ is not None else error
 
 
-def _device_states(model: nn.Module) -> list[tuple[Any, tuple[Any, ...], torch.Tensor]]:
+def _device_states(model: nn.Module) -> dict[torch.device, torch.Tensor]:
     devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
-    states = []
-    for device in devices:
-        if device.type not in ("cpu", "meta"):
-            generators: Any = torch.get_device_module(device)
-            arguments = () if device.type == "mps" else (device,)
-            states.append((generators, arguments, generators.get_rng_state(*arguments)))
-    return states
+    return {
+        device: read_device_state(device)
+        for device in devices
+        if device.type not in ("cpu", "meta")
+    }

@@ -179,6 +179,12 @@ class MissingExtraError(HotloopError, ImportError):
     """An optional package is needed for a feature and is not installed."""
 
 
+def first_line(error: BaseException, length: int = 200) -> str:
+    """Return the first line of an error's text, cut at a length; its type where it has no text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:length]
+
+
 def require_extra(module: str, extra: str, purpose: str) -> Any:
     """Import an optional package, or say which extra of hotloop brings it.
 

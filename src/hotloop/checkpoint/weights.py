@@ -17,7 +17,7 @@ from hotloop.checkpoint.checksums import (
     checksum_of,
 )
 from hotloop.checkpoint.files import write_atomically
-from hotloop.errors import CheckpointError
+from hotloop.errors import CheckpointError, first_line
 
 # What wrappers (DataParallel, DistributedDataParallel, torch.compile) put into the names.
 _WRAPPERS = ("module", "_orig_mod")
@@ -100,7 +100,7 @@ def read_checked(path: str | os.PathLike[str]) -> tuple[dict[str, Any], bool]:
             state = torch.load(target, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint '{target}' cannot be read as weights ({_first_line(error)}): it is "
+            f"checkpoint '{target}' cannot be read as weights ({first_line(error)}): it is "
             f"damaged or holds other things than tensors; use a file that fit or save_ckpt wrote."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
@@ -189,8 +189,3 @@ def _without_wrappers(name: str) -> str:
 def _shorten(names: list[str], limit: int = 4) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -141,9 +141,15 @@ class Unpacker:
 
 def forward_parameters(net: nn.Module) -> dict[str, inspect.Parameter]:
     """Return the parameters of the bare net's ``forward``, by name."""
-    bare = getattr(net, "_orig_mod", net)  # what torch.compile wraps
-    bare = getattr(bare, "module", bare) if type(bare).__name__.endswith("Parallel") else bare
-    return dict(inspect.signature(bare.forward).parameters)
+    return dict(inspect.signature(without_wrapper(net).forward).parameters)
+
+
+def without_wrapper(net: nn.Module) -> nn.Module:
+    """Return the net that ``torch.compile`` or a parallel module wraps."""
+    bare: nn.Module = getattr(net, "_orig_mod", net)
+    is_parallel = type(bare).__name__.endswith("Parallel")
+    inner: nn.Module = getattr(bare, "module", bare) if is_parallel else bare
+    return inner
 
 
 def predictions_of(output: Any, with_loss: bool = False) -> Any:

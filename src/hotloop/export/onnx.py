@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from hotloop.errors import ExportError, require_extra
+from hotloop.errors import ExportError, first_line, require_extra
 from hotloop.export.inputs import Inputs
 from hotloop.export.predictor import tensors_of
-from hotloop.export.program import Sizes, first_line, names_of, quiet
+from hotloop.export.program import LONGEST, Sizes, names_of, quiet
 
 _PURPOSE = "export to ONNX"
 
@@ -63,8 +63,8 @@ class OnnxForm:
         except Exception as error:
             raise ExportError(
                 f"torch.onnx of torch {torch.__version__} cannot convert the net "
-                f"({first_line(error.__cause__ or error)}): export to .pt2, update torch, or "
-                f"replace what ONNX has no operator for."
+                f"({first_line(error.__cause__ or error, LONGEST)}): export to .pt2, update "
+                f"torch, or replace what ONNX has no operator for."
             ) from error
 
     def run(self, path: Path, batches: Sequence[Inputs]) -> list[list[torch.Tensor]]:
@@ -87,8 +87,8 @@ class OnnxForm:
                 outputs.append([torch.as_tensor(value) for value in session.run(None, feed)])
         except Exception as error:
             raise ExportError(
-                f"onnxruntime cannot run the exported net ({first_line(error)}): export to .pt2, "
-                f"or look for what its version supports."
+                f"onnxruntime cannot run the exported net ({first_line(error, LONGEST)}): export "
+                f"to .pt2, or look for what its version supports."
             ) from error
         return outputs
 

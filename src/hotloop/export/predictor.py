@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from hotloop.data.unpack import predictions_of
+from hotloop.data.unpack import predictions_of, without_wrapper
 from hotloop.errors import ExportError
 from hotloop.export.inputs import Inputs
 from hotloop.inspection.preserve import naming_inputs
@@ -42,8 +42,7 @@ def make_predictor(net: nn.Module, with_loss: bool) -> Predictor:
     Raises:
         ExportError: the net cannot be copied.
     """
-    bare: Any = getattr(net, "_orig_mod", net)  # what torch.compile wraps
-    bare = getattr(bare, "module", bare) if type(bare).__name__.endswith("Parallel") else bare
+    bare = without_wrapper(net)
     if any(map(is_lazy, (*bare.parameters(), *bare.buffers()))):
         raise ExportError(
             f"{type(bare).__name__} has layers without weights, which their first batch makes: "

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hotloop.errors import ExportError
+from hotloop.errors import ExportError, first_line
 from hotloop.export.inputs import Inputs, by_parameter, has_samples
 from hotloop.export.predictor import Predictor, tensors_of
 from hotloop.nested import describe_tensor
@@ -24,6 +24,8 @@ from hotloop.nested import describe_tensor
 _LOGGERS = ("torch.export", "torch.fx", "torch._export", "torch._dynamo", "torch.onnx")
 
 _MOST_SAMPLES = 2**31 - 1  # torch 2.6 refuses an LSTM where there is no bound
+
+LONGEST = 300  # characters of torch's words in an error
 
 Sizes = dict[int, str]  # of a tensor: dimension to "batch" or "any"
 
@@ -141,16 +143,11 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-
-
 def _explain(error: Exception, recurrent: bool) -> str:
-    text, first = str(error).strip(), first_line(error) + _find_place(error)
+    text, first = str(error).strip(), first_line(error, LONGEST) + _find_place(error)
     if "onstraints violated" in text or "specialized" in text:
         details = [line.strip(" -") for line in text.splitlines()[1:] if line.strip()]
-        detail = details[0].partition(". If ")[0][:300] if details else first
+        detail = details[0].partition(". If ")[0][:LONGEST] if details else first
         mend = "compute with inputs.shape in forward"
         if recurrent:
             mend = "pad sequences to one length (torch exports nn.LSTM and nn.GRU for one alone)"

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from hotloop.data.random_state import RandomStates
-from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.errors import first_line
+from hotloop.fitting.graph.declined import DeclinedError
 
 
 @contextlib.contextmanager

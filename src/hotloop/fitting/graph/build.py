@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from hotloop.errors import first_line
 from hotloop.fitting.graph.capture import Capture, CudaCapture
 from hotloop.fitting.graph.cuda_graph import CudaGraphEngine
-from hotloop.fitting.graph.declined import DeclinedError, UpdateError, first_line
+from hotloop.fitting.graph.declined import DeclinedError, UpdateError
 from hotloop.fitting.graph.forms import form_of, identities_of
 from hotloop.fitting.graph.gradients import CompiledGradients, ReplayedGradients
 from hotloop.fitting.graph.inductor import compile_step, preds_reader

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from hotloop.errors import first_line
 from hotloop.fitting.forward import StepOutput
-from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.engine import Engine
 from hotloop.fitting.graph.undo import random_state, same_values, undone
 

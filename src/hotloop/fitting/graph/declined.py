@@ -13,9 +13,3 @@ class UpdateError(DeclinedError):
 
 class MovedError(Exception):
     """A batch lies elsewhere in memory than every one before it, where a graph reads it."""
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, for a reason; its type where it has no text."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.errors import first_line
+from hotloop.fitting.graph.declined import DeclinedError
 from hotloop.fitting.graph.draws import take_out_draws
 from hotloop.fitting.graph.rewrites import REWRITES
 

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotloop.fitting.graph.declined import DeclinedError, first_line
+from hotloop.errors import first_line
+from hotloop.fitting.graph.declined import DeclinedError
 
 _KNOWN_NAMESPACES = ("aten", "prims", "prim")
 # a GRU of 32 steps became 1,900 operations and took 16 to 40 s to compile, on two cores

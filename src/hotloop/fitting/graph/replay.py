@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from hotloop.errors import first_line
 from hotloop.fitting.graph.capture import (
     Capture,
     CudaCapture,
     num_failures,
     run_aside,
 )
-from hotloop.fitting.graph.declined import DeclinedError, MovedError, first_line
+from hotloop.fitting.graph.declined import DeclinedError, MovedError
 from hotloop.fitting.graph.forms import identities_of
 from hotloop.fitting.graph.kernels import Kernels, Sketch, TorchKernels
 from hotloop.fitting.graph.output_ring import OutputRing

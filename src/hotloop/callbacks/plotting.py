@@ -36,7 +36,7 @@ def draw_history(
     Returns:
         A ``matplotlib.figure.Figure``; matplotlib's global state is not touched.
     """
-    score = monitor.removeprefix("val_").removeprefix("train_")
+    score = without_stage(monitor)
     panels = [score] if score == "loss" else [score, "loss"]
     panels = [panels[0], *(p for p in panels[1:] if f"train_{p}" in history)]
     return draw_panels(history, panels, monitor, mode, len(panels), figsize)
@@ -72,7 +72,7 @@ def draw_panels(
     size = figsize or (6.0 * num_columns, 4.0 * num_rows)
     figure = Figure(figsize=size, dpi=110, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12))
     FigureCanvasAgg(figure)
-    score = monitor.removeprefix("val_").removeprefix("train_")
+    score = without_stage(monitor)
     for position, name in enumerate(panels, start=1):
         axes = figure.add_subplot(num_rows, num_columns, position)
         _draw_curves(axes, history, name)
@@ -99,6 +99,11 @@ def save_history_plot(
 ) -> None:
     """Write the picture of ``draw_history`` to ``path``; its ending tells the format."""
     draw_history(history, monitor, mode, figsize).savefig(path)
+
+
+def without_stage(column: str) -> str:
+    """Return a column's metric: "acc" of "train_acc" and "val_acc"."""
+    return column.removeprefix("val_").removeprefix("train_")
 
 
 def is_drawn(values: Sequence[Any]) -> bool:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hotloop.callbacks.plotting import draw_panels, is_drawn
+from hotloop.callbacks.plotting import draw_panels, is_drawn, without_stage
 
 _PANELS_A_ROW = 2
 
@@ -15,9 +15,8 @@ _PANELS_A_ROW = 2
 def history_svg(history: Mapping[str, Sequence[Any]], monitor: str, mode: str) -> str:
     """Return a panel for each metric, the score first, and one for the learning rate."""
     columns = [column for column, values in history.items() if is_drawn(values)]
-    names = [column.removeprefix("val_").removeprefix("train_") for column in columns]
-    first = monitor.removeprefix("val_").removeprefix("train_")
-    panels = list(dict.fromkeys([first, *(name for name in names if name != "epoch")]))
+    names = [without_stage(column) for column in (monitor, *columns) if column != "epoch"]
+    panels = list(dict.fromkeys(names))
     figure = draw_panels(history, panels, monitor, mode, panels_a_row=_PANELS_A_ROW)
     return figure_svg(figure)
 

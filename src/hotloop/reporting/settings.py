@@ -8,8 +8,6 @@ from typing import Any
 
 _LENGTH = 120
 _PLAIN = (bool, int, float, str, type(None))
-
-
 _DISPLAY = ("quiet", "plot")
 
 
@@ -20,13 +18,13 @@ def describe_settings(function: Callable[..., Any], arguments: Mapping[str, Any]
         function: that they are for.
         arguments: by name.
     """
-    described = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if name in arguments and name not in _DISPLAY:
-            if _is_default(arguments[name], parameter.default):
-                continue
-            described[name] = _describe(arguments[name])
-    return described
+    return {
+        name: _describe(arguments[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name in arguments
+        and name not in _DISPLAY
+        and not _is_default(arguments[name], parameter.default)
+    }
 
 
 def _is_default(value: Any, default: Any) -> bool:

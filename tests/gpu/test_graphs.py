@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,6 +46,7 @@ def train(
 ):
     torch.manual_seed(0)
     random.seed(0)
+    np.random.seed(0)
     net = make()
     optimizer = make_optimizer(net.parameters())
     scheduler = make_scheduler(optimizer) if make_scheduler else None

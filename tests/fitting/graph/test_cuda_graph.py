@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from called_again import CalledAgain, use_stand_in
+from called_again import CalledAgain, Recorded, use_stand_in
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import AUROC, Accuracy
@@ -33,9 +33,9 @@ class Baked(CalledAgain):
         pass
 
 
-def make_engine(capture=CalledAgain, make_optimizer=None, clip=None):
+def make_engine(capture=CalledAgain, make_optimizer=None, clip=None, net=None):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    net = net or nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = (make_optimizer or adam)(net.parameters())
     batch = [torch.randn(16, 4), torch.randint(2, (16,))]
     nn.functional.cross_entropy(net(batch[0]), batch[1]).backward()
@@ -87,6 +87,56 @@ def test_replays_give_what_eager_steps_give(make_optimizer, clip):
 def test_a_replay_that_differs_is_refused():
     with pytest.raises(DeclinedError, match="a replay differs from the step itself"):
         make_engine(Baked)
+
+
+class Masks(nn.Module):
+    """Leaves a mask out that masks nothing, but not while a graph is captured: transformers."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.layer, self.read = nn.Linear(4, 2), read
+
+    def forward(self, inputs):
+        hidden = self.layer(inputs)
+        if torch.cuda.is_current_stream_capturing():
+            return hidden.masked_fill(torch.zeros(2, dtype=torch.bool), 0.0) * 1.0001
+        return self.read(hidden)
+
+
+class Capturing(Recorded):
+    """Replays without Python, and can be asked whether it captures."""
+
+    is_under_way = False
+
+    def __init__(self, function):
+        Capturing.is_under_way = True
+        try:
+            super().__init__(function)
+        finally:
+            Capturing.is_under_way = False
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_is_captured_is_what_is_called(reads, monkeypatch):
+    """Code that asks whether it is captured is told no, where its answer changed the results."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: Capturing.is_under_way)
+    told = torch.cuda.is_current_stream_capturing
+
+    def read(hidden):
+        if reads and Capturing.is_under_way:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return hidden
+
+    if reads:
+        reason = "compute otherwise while a graph is captured, and cannot be captured as they are"
+        with pytest.raises(DeclinedError, match=reason):
+            make_engine(Capturing, net=Masks(read))
+    else:
+        engine, net, _ = make_engine(Capturing, net=Masks(read))
+        batch = [torch.randn(16, 4), torch.randint(2, (16,))]
+        expected = net(batch[0])
+        assert torch.equal(engine.step(batch)[1], expected)
+    assert torch.cuda.is_current_stream_capturing is told
 
 
 def test_a_failed_capture_is_refused():

@@ -146,13 +146,14 @@ def test_the_reason_says_what_no_graph_serves(small, capfd, make_part, reason):
 
 
 @pytest.mark.parametrize("method", ["once", "some", "each"])
-def test_what_a_logger_says_once_is_no_side_effect(small, capsys, caplog, monkeypatch, method):
+def test_what_a_logger_says_once_is_no_side_effect(small, capfd, caplog, monkeypatch, method):
     """transformers' ``warning_once``, which GPT-2 calls in each forward; other texts are said."""
 
     def warn(logger, text):
         logger.warning(text)
 
     monkeypatch.setattr(logging.Logger, "once", functools.lru_cache(None)(warn), raising=False)
+    monkeypatch.setattr(logging.Logger, "too", functools.lru_cache(None)(warn), raising=False)
     monkeypatch.setattr(logging.Logger, "some", functools.lru_cache(1)(warn), raising=False)
     monkeypatch.setattr(logging.Logger, "each", warn, raising=False)
     logger = logging.getLogger("hotloop.tests")
@@ -166,8 +167,10 @@ def test_what_a_logger_says_once_is_no_side_effect(small, capsys, caplog, monkey
     model = KerasModel(net, nn.CrossEntropyLoss(), None, optimizer)
     loader = DataLoader(TensorDataset(*small), 20)
     model.fit(loader, epochs=2, plot=False, cpu=True, compile=True)
-    said = capsys.readouterr().out
+    captured = capfd.readouterr()
+    said = captured.out
     assert ("compile: the training step is one graph" in said) == (method == "once")
     assert (EAGER in said) == (method != "once")
+    assert "Traceback" not in captured.err  # of torch's own log
     num_steps = 2 * len(loader)
     assert caplog.text.count("said by forward") == (num_steps if method == "each" else 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +32,17 @@ class CudaCapture:
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
+        try:
+            self._record(function)
+            return
+        except Exception as error:
+            if not _names_a_stale_stream(error):
+                raise
+        # outside the handler, whose traceback holds on to what the capture made
+        torch.cuda.synchronize()
+        self._record(function)
+
+    def _record(self, function: Callable[[], Any]) -> None:
         self._graph = torch.cuda.CUDAGraph()
         self._pool = torch.cuda.graph_pool_handle()
         device, stream = torch.cuda.current_device(), torch.cuda.current_stream()
@@ -66,6 +77,44 @@ def _clean_up(device: int, stream: Any, generator: Any, spare: Any, pool: Any) -
     with contextlib.suppress(RuntimeError):  # where the pool was closed, that is an error
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
+
+
+def _names_a_stale_stream(error: BaseException) -> bool:
+    """Tell whether a node of an eager step, on that step's stream, was still there.
+
+    A node that adds gradients up keeps its stream as long as anything of the step's autograd graph
+    lives (https://github.com/pytorch/pytorch/issues/164302), if only in a thread of the engine.
+    """
+    texts = (str(one) for one in (error, error.__context__) if one is not None)
+    return any("legacy stream" in text or "stale" in text for text in texts)
+
+
+class CaptureQuestions:
+    """Whether code asks if it is captured, and what it is told.
+
+    transformers leaves out a mask that masks nothing, but not in a capture.
+
+    Attributes:
+        asked: whether anybody did.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def answered(self, truly: bool) -> Iterator[None]:
+        """Note questions inside the block; where not ``truly``, tell that there is no capture."""
+        answer = torch.cuda.is_current_stream_capturing
+
+        def is_current_stream_capturing() -> bool:
+            self.asked = True
+            return truly and answer()
+
+        torch.cuda.is_current_stream_capturing = is_current_stream_capturing
+        try:
+            yield
+        finally:
+            torch.cuda.is_current_stream_capturing = answer
 
 
 def num_failures() -> int:

@@ -196,11 +196,18 @@ def _said_once() -> set[Callable[..., Any]]:
     text in each step, which a graph would not.
     """
     cached = functools.lru_cache(None)(len)
-    return {
+    return _Unlisted(
         method
         for method in vars(logging.Logger).values()
         if isinstance(method, type(cached)) and method.cache_parameters()["maxsize"] is None
-    }
+    )
+
+
+class _Unlisted(set[Callable[..., Any]]):
+    """Functions that are looked up only: torch 2.11 sorts them for its log, and prints an error."""
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter(())
 
 
 def _call(module: nn.Module) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from hotloop.errors import first_line
 from hotloop.fitting.graph.capture import (
     Capture,
+    CaptureQuestions,
     CudaCapture,
     num_failures,
     run_aside,
@@ -82,9 +83,7 @@ class ReplayEngine:
         self._parameters = list(self.module.parameters())  # held on to: an id is not used again
         self._layout = self._describe()
         self._kernels = kernels(self._sketch())
-        self._num_failures = num_failures()  # now: kernels are measured, which may fail
-        self._capture = self._record(capture)
-        self._verify()
+        self._capture_as_called(capture)
 
     def _prepare(self, graphed: Any) -> None:
         """Take note of what this kind of step needs, before anything is run."""
@@ -171,12 +170,35 @@ class ReplayEngine:
     def _held(self) -> list[torch.Tensor]:
         return [*self.module.parameters(), *self.module.buffers()]
 
+    def _capture_as_called(self, capture: Callable[[Callable[[], Any]], Capture]) -> None:
+        """Capture what a call computes, also where code that knows of a capture does otherwise."""
+        questions = CaptureQuestions()
+        with questions.answered(truly=True):
+            self._capture = self._record(capture)
+        if self._is_verified():
+            return
+        if questions.asked:
+            del self._capture  # and its memory
+            try:
+                with questions.answered(truly=False):
+                    self._capture = self._record(capture)
+            except DeclinedError as error:
+                raise DeclinedError(
+                    "forward or loss compute otherwise while a graph is captured, and cannot be "
+                    "captured as they are"
+                ) from error
+            if self._is_verified():
+                return
+        raise DeclinedError("a replay differs from the step itself")
+
     def _record(self, capture: Callable[[Callable[[], Any]], Capture]) -> Capture:
         """Warm up and capture; parameters, state and random numbers are put back."""
         with self._undone():
             try:
                 self._warm_up()
-                return capture(self._run)
+                captured = capture(self._run)
+                self._num_failures = num_failures()  # now: there may have been some before
+                return captured
             except Exception as error:
                 # what ends a capture raises too, after the error that tells the reason
                 first = error.__context__ if isinstance(error.__context__, Exception) else error
@@ -188,7 +210,7 @@ class ReplayEngine:
             if self._ring is None and self._num_kept:  # on the stream of those who read it
                 self._ring = OutputRing(loss, preds, self._num_kept + 1, self._keeps_preds)
 
-    def _verify(self) -> None:
+    def _is_verified(self) -> bool:
         """Compare a replay with a call, on another batch and with other numbers.
 
         A step whose kernels add in an order of their own (atomics) differs from itself; there the
@@ -200,8 +222,9 @@ class ReplayEngine:
         if not self.exact:
             calls = [called, *[self._try(other, False) for _ in range(_MORE_CALLS)]]
             if not _is_one_of(replayed, calls):
-                raise DeclinedError("a replay differs from the step itself")
+                return False
         self.exact = self.exact and self._kernels.exact
+        return True
 
     def _try(self, leaves: Sequence[torch.Tensor], replayed: bool) -> list[torch.Tensor]:
         """Return all that a step gives and changes, which is undone."""

@@ -81,14 +81,25 @@ def test_a_run_that_fits_eagerly_ends_with_whatever_graph_fits(
         assert "the training step is one graph" in said
 
 
-def test_a_batch_that_is_too_large_is_told_and_a_smaller_one_trains_on(eager, limit):
-    _, peak = eager
-    model = make_model()
-    before = [p.detach().clone() for p in model.net.parameters()]
+def test_a_batch_that_does_not_fit_is_computed_in_parts(eager, limit, capsys):
+    numbers, peak = eager
     limit(peak // 2)
-    with pytest.raises(OutOfMemoryError, match=r"gradient_accumulation_steps|smaller batch"):
+    found, _ = train(make_loader(), compile=False)
+    assert "are computed in parts of" in capsys.readouterr().out
+    torch.testing.assert_close(found, numbers, rtol=1e-3, atol=1e-3)
+
+
+def test_one_that_may_not_be_split_is_told_and_a_smaller_one_trains_on(eager, limit):
+    _, peak = eager
+    torch.manual_seed(0)
+    wide = [layer for _ in range(4) for layer in (nn.BatchNorm1d(WIDTH), nn.Tanh())]
+    net = nn.Sequential(nn.Linear(32, WIDTH), *wide, nn.Linear(WIDTH, 2))
+    model = KerasModel(net, nn.CrossEntropyLoss(), None, torch.optim.SGD(net.parameters(), 0.01))
+    before = [p.detach().clone() for p in net.parameters()]
+    limit(peak // 4)
+    with pytest.raises(OutOfMemoryError, match=r"smaller batch"):
         model.fit(make_loader(), epochs=1, plot=False, quiet=True, compile=False)
-    for parameter, old in zip(model.net.parameters(), before, strict=True):
+    for parameter, old in zip(net.parameters(), before, strict=True):
         assert torch.equal(parameter.cpu(), old)
     history = model.fit(make_loader(BATCH // 16), epochs=3, plot=False, quiet=True)
     assert history["train_loss"].is_monotonic_decreasing

@@ -5,6 +5,8 @@ What only CUDA can show (the capture itself) is in ``tests/gpu``.
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from called_again import CalledAgain, Recorded, use_stand_in
@@ -87,6 +89,46 @@ def test_replays_give_what_eager_steps_give(make_optimizer, clip):
 def test_a_replay_that_differs_is_refused():
     with pytest.raises(DeclinedError, match="a replay differs from the step itself"):
         make_engine(Baked)
+
+
+class Noisy(nn.Module):
+    """Kernels that add in an order of their own: now and then a result is another one."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.layer, self.share, self.random = nn.Linear(4, 2), share, random.Random(0)
+
+    def forward(self, inputs):
+        return self.layer(inputs) * (1 + self.share * self.random.choice([0, 0, 0, 1]))
+
+
+class NoisyReplay(CalledAgain):
+    """The same, where all calls happened to agree."""
+
+    share, num_replays = 0.0, 0
+
+    def replay(self):
+        super().replay()
+        self.num_replays += 1
+        self.results[0].mul_(1 + self.share * (self.num_replays % 2))
+
+
+def test_a_step_that_differs_from_itself_is_not_exact():
+    engine, _, _ = make_engine(net=Noisy(1e-6))
+    assert not engine.exact
+    engine, _, _ = make_engine(net=Noisy(0.0))
+    assert engine.exact
+
+
+@pytest.mark.parametrize("share", [1e-6, 1e-2])
+def test_replays_that_differ_from_each_other_by_little_count_as_noise(share, monkeypatch):
+    monkeypatch.setattr(NoisyReplay, "share", share)
+    if share > 1e-3:
+        with pytest.raises(DeclinedError, match="a replay differs from the step itself"):
+            make_engine(NoisyReplay)
+    else:
+        engine, _, _ = make_engine(NoisyReplay)
+        assert not engine.exact
 
 
 class Masks(nn.Module):

@@ -28,13 +28,13 @@ from hotloop.fitting.graph.capture import (
 from hotloop.fitting.graph.declined import DeclinedError, MovedError
 from hotloop.fitting.graph.forms import identities_of
 from hotloop.fitting.graph.kernels import Kernels, Sketch, TorchKernels
+from hotloop.fitting.graph.noise import Noise, share_among
 from hotloop.fitting.graph.output_ring import OutputRing
 from hotloop.fitting.graph.pure_step import cloned, detached
 from hotloop.fitting.graph.undo import same_values, undone
 
 _WARM_UP_STEPS = 3  # cuBLAS, cuDNN and the allocator settle; undone afterwards
-_MORE_CALLS = 3  # that show by how much a step differs from itself, which one may hide by chance
-_MORE_NOISE = 4.0  # of one pair of runs than of another
+_MORE_RUNS = 3  # that show by how much a step differs from itself, which one may hide by chance
 
 
 class ReplayEngine:
@@ -218,13 +218,21 @@ class ReplayEngine:
         """
         other = [leaf.flip(0) if leaf.dim() else leaf.clone() for leaf in self._leaves]
         called, replayed = self._try(other, False), self._try(other, True)
-        self.exact = all(same_values(a, b) for a, b in zip(called, replayed, strict=True))
-        if not self.exact:
-            calls = [called, *[self._try(other, False) for _ in range(_MORE_CALLS)]]
-            if not _is_one_of(replayed, calls):
-                return False
-        self.exact = self.exact and self._kernels.exact
-        return True
+        state = self.state()
+        num_results = len(called) - len(state)
+        before = [*map(torch.zeros_like, called[:num_results]), *state]
+        noise, agree = Noise(called, before), True
+        for _ in range(_MORE_RUNS):
+            agree &= noise.add(self._try(other, False))
+        same = all(same_values(a, b) for a, b in zip(called, replayed, strict=True))
+        self.exact = same and agree and self._kernels.exact
+        if same:
+            return True
+        share = 0.0
+        if agree:
+            replays = [replayed, *[self._try(other, True) for _ in range(_MORE_RUNS)]]
+            share = share_among(replays, before)
+        return noise.covers(replayed, share)
 
     def _try(self, leaves: Sequence[torch.Tensor], replayed: bool) -> list[torch.Tensor]:
         """Return all that a step gives and changes, which is undone."""
@@ -275,22 +283,3 @@ def _float32_settings() -> tuple[Any, ...]:
             cudnn.conv.fp32_precision,
             cudnn.rnn.fp32_precision,
         )
-
-
-def _is_one_of(found: Sequence[torch.Tensor], calls: Sequence[Sequence[torch.Tensor]]) -> bool:
-    """Tell whether each tensor is about as far from the first call's as those of others are."""
-    for value, first, *others in zip(found, *calls, strict=True):
-        if any(same_values(value, call) for call in (first, *others)):
-            continue
-        if not value.is_floating_point():
-            return False
-        noise = max(_distance(first, other) for other in others)
-        if not (noise and _distance(first, value) <= _MORE_NOISE * noise):
-            return False
-    return True
-
-
-def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
-    # with fp16 gradients overflow, and where they do may be a matter of rounding
-    finite = first.isfinite() & second.isfinite()
-    return float(torch.linalg.vector_norm((first - second)[finite].double()))

@@ -90,8 +90,8 @@ def test_refused_before_any_process(small):
 
 
 def test_options_for_one_process_only():
-    with pytest.raises(SettingsError, match="resume='run' does not go with devices="):
-        refuse_unsupported({"resume": "run"}, epoch_runner_is_ours=True)
+    with pytest.raises(SettingsError, match="on_bad_sample='skip' does not go with devices="):
+        refuse_unsupported({"on_bad_sample": "skip"}, epoch_runner_is_ours=True)
 
 
 def test_what_cannot_be_copied_is_named(small):

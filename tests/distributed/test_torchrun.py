@@ -74,3 +74,16 @@ def test_a_value_that_only_some_steps_return_is_averaged_over_those(found):
 
 def test_weights_that_differ_between_processes_are_named(found):
     assert found["spoiled"].startswith("0.weight differ between the processes after epoch 2")
+
+
+def test_a_saved_run_goes_on(found):
+    assert found["resumed"]
+
+
+def test_a_checkpoint_that_a_process_does_not_see_is_refused(found):
+    reason = "process 1 does not see the checkpoint of step 14 in 'stopped.pt.run', which process 0"
+    assert found["unseen"].startswith(reason)
+
+
+def test_processes_that_train_each_by_itself_do_not_save_one_run(found):
+    assert "this is one of 2 processes that train each by itself" in found["separate"]

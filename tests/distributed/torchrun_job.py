@@ -16,7 +16,7 @@ from hotloop import EpochRunner, KerasModel, StepRunner
 from hotloop.callbacks.progress import Progress
 from hotloop.distributed import is_main_process, rank, sum_across, wait_for_all, world_size
 from hotloop.distributed.reducing import SharedMetrics, differing
-from hotloop.errors import ProcessError
+from hotloop.errors import CheckpointError, ProcessError, SettingsError
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.loop import EpochOptions
 from hotloop.metrics import AUC, Accuracy
@@ -210,6 +210,25 @@ def meet():
     return "both agree"
 
 
+def resume():
+    """Go on after the first of two epochs; then with checkpoints that one process cannot see."""
+    whole, stopped, going_on = make_model(), make_model(), make_model()
+    options = {"devices": "all", "resume": True, "gradient_accumulation_steps": 2}
+    expected = fit(whole, 16, ckpt_path="whole.pt", **options)
+    fit(stopped, 16, ckpt_path="stopped.pt", epochs=1, **options)
+    found = fit(going_on, 16, ckpt_path="stopped.pt", **options)
+    FOUND["resumed"] = found == expected and torch.equal(weights(whole), weights(going_on))
+    folder = "elsewhere" if rank() == 1 else "."
+    try:
+        fit(make_model(), 16, ckpt_path=f"{folder}/stopped.pt", **options)
+    except CheckpointError as error:
+        FOUND["unseen"] = str(error)
+    try:
+        fit(make_model(), 16, ckpt_path="alone.pt", resume=True)
+    except SettingsError as error:
+        FOUND["separate"] = str(error)
+
+
 def main():
     FOUND["meeting"] = meet()
     # metrics of one process must not meet those of the other: sums of both are the same values
@@ -222,6 +241,7 @@ def main():
     compare("by_method", model={"kind": ByMethod}, gradient_accumulation_steps=2)
     compare("unfrozen", callbacks=[Changes()], epochs=4)
     FOUND["bar"] = bar()
+    resume()
     model = make_model(kind=AddsNow)
     FOUND["adds"] = fit(model, 16, devices="all")["val_seen"]
     try:

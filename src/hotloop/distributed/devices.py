@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,13 @@ class DevicePlan:
     Attributes:
         devices: the device of each process of this machine, by local rank.
         joins: this process is already one of several (torchrun started it, or hotloop did).
+        tell_stopped: takes the signal that stopped a saved run, and what is saved, where the
+            process that started this one is to raise that; None where this one is.
     """
 
     devices: tuple[torch.device, ...]
     joins: bool = False
+    tell_stopped: Callable[[str, str], None] | None = None
 
     @property
     def starts_processes(self) -> bool:

@@ -85,14 +85,14 @@ class Processes:
     Args:
         devices: one for each process.
         on_event: takes ``(event, values)`` that the main process sends.
-        stop_requested: when True the main process is told to stop in its own time.
+        stopped_by: the signal by which the main process is to stop in its own time; "" for none.
     """
 
     def __init__(
         self,
         devices: tuple[torch.device, ...],
         on_event: Callable[[str, tuple[Any, ...]], None],
-        stop_requested: Callable[[], bool],
+        stopped_by: Callable[[], str],
     ) -> None:
         if os.name != "posix":
             raise SettingsError(
@@ -100,7 +100,7 @@ class Processes:
                 "torchrun --nproc-per-node=N here, with USE_LIBUV=0 in its environment where torch "
                 "lacks libuv, and fit(devices='all') joins them."
             )
-        self.devices, self.on_event, self.stop_requested = devices, on_event, stop_requested
+        self.devices, self.on_event, self.stopped_by = devices, on_event, stopped_by
         self._children: list[_Child] = []
         self._told_to_stop = False
 
@@ -177,9 +177,10 @@ class Processes:
                 all_failed or time.monotonic() - failed_at > _GRACE_SECONDS
             ):
                 raise self._cause()
-            if self.stop_requested() and not self._told_to_stop:
+            received = self.stopped_by()
+            if received and not self._told_to_stop:
                 self._told_to_stop = True
-                self._children[0].popen.send_signal(signal.SIGINT)
+                self._children[0].popen.send_signal(getattr(signal, received))
 
     def _receive(self, child: _Child) -> None:
         while not child.connection.closed and child.connection.poll():

@@ -38,7 +38,14 @@ class OrderGenerator:
     """
 
     def __init__(self, state: torch.Tensor) -> None:
-        self.state = state
+        # an object that whoever saves a run finds, as those that a sampler holds
+        self._generator = torch.Generator()
+        self._generator.set_state(state)
+
+    @property
+    def state(self) -> torch.Tensor:
+        """Where it stands."""
+        return self._generator.get_state()
 
     @contextlib.contextmanager
     def drawing(self) -> Iterator[None]:
@@ -48,7 +55,7 @@ class OrderGenerator:
         try:
             yield
         finally:
-            self.state = torch.get_rng_state()
+            self._generator.set_state(torch.get_rng_state())
             torch.set_rng_state(own)
 
 

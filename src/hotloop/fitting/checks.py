@@ -192,16 +192,16 @@ def remark_on_scheduler(
     return None if found is None else f"lr_scheduler: {found[0]}. {found[1]}"
 
 
-def refuse_several_processes(settings: FitSettings) -> None:
-    """Refuse to save a run of several processes.
+def refuse_separate_processes(settings: FitSettings) -> None:
+    """Refuse to save the run of a process of a group that trains by itself: all share a file.
 
     Raises:
-        SettingsError: there are several.
+        SettingsError: there are others.
     """
     if settings.saving.saves and world_size() > 1:
         raise SettingsError(
-            f"resume and save_every_... serve one process, and {world_size()} train together: "
-            f"leave them out, or train in one process."
+            f"resume and save_every_... save one run, and this is one of {world_size()} processes "
+            f"that train each by itself: pass devices='all', so that they train together."
         )
 
 

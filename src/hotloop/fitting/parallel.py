@@ -41,8 +41,6 @@ from hotloop.metrics.accumulate import LossLog, compute_metrics, named_metrics
 
 _SECONDS_BETWEEN_CHECKS = 0.5
 _UNSUPPORTED = {
-    "resume": False,
-    "save_every_steps": None,
     "save_every_seconds": None,
     "on_non_finite": "stop",
     "on_bad_sample": "raise",
@@ -59,7 +57,8 @@ class Parallel:
         net: the net, wrapped; set by ``wrap``.
         device: of this process.
         order: draws the order of samples, alike in all processes.
-        interrupt: a Ctrl-C that stops all processes at the same step.
+        interrupt: a signal that stops all processes at the same step.
+        tell_stopped: as of the plan.
     """
 
     net: NetInParallel
@@ -70,6 +69,7 @@ class Parallel:
         self.order = OrderGenerator(from_main_process(torch.get_rng_state(), self.device))
         seed_by_rank(self.device)
         self.interrupt = SharedInterrupt(self.device)
+        self.tell_stopped = plan.tell_stopped
         self._shard_plan: ShardPlan | None = None
         self._samplers: list[Any] = []
         self._step = 0
@@ -176,6 +176,10 @@ class Parallel:
         if self._hook is not None:
             self._hook.remove()
 
+    def go_on_after(self, num_batches: int) -> None:
+        """Count training batches of the running epoch that were done before."""
+        self._step = num_batches
+
     def next_batch(self) -> None:
         """Count a training batch."""
         self._step += 1
@@ -258,6 +262,9 @@ class SharedInterrupt(Interrupt):
         stop, self._next_check = largest_of_each([int(self.requested), proposal], self._device)
         if stop:
             self.requested = True
+            self.received = self.received or "a signal in another process"
+            if self.before_stop is not None:
+                self.before_stop()
             raise KeyboardInterrupt
 
     def _propose(self) -> int:
@@ -268,8 +275,9 @@ class SharedInterrupt(Interrupt):
         return self._step + max(1, min(int(per_check), 1000))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             signal.default_int_handler(number, frame)
+        self.received = self.received or signal.Signals(number).name
         self.requested = True
 
 

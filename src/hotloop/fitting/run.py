@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hotloop.callbacks.formatting import format_value
@@ -24,7 +24,7 @@ from hotloop.fitting.checks import (
     check_scaled_updates,
     choose_mode,
     choose_monitor,
-    refuse_several_processes,
+    refuse_separate_processes,
     remark_on_scheduler,
     score_of,
 )
@@ -125,7 +125,8 @@ class FitRun:
             progress.message, self.sources.release_resident, self.sources.holds_resident
         )
         self.skipped = SkippedSteps(progress.message)
-        refuse_several_processes(settings)
+        if parallel is None:
+            refuse_separate_processes(settings)
         self.clock = self.make_clock()
         self.num_rows = 0  # of the history that are whole
         self.stages = Stages(self)
@@ -163,10 +164,11 @@ class FitRun:
         Raises:
             RunInterrupted: a signal ended a run that is saved.
         """
-        saving, path = self.settings.saving, self.settings.ckpt_path
-        resumable = (
-            ends_resumable(self.interrupt, path) if saving.saves else contextlib.nullcontext()
-        )
+        resumable: Any = contextlib.nullcontext()
+        if self.settings.saving.saves and self._tell_stopped is None:
+            resumable = ends_resumable(self.interrupt, self.settings.ckpt_path)
+        elif self.settings.saving.saves:
+            resumable = self.interrupt.listen(stopping=True)
         try:
             with resumable:
                 self._run(callbacks)
@@ -237,6 +239,11 @@ class FitRun:
             self.progress.message(self._say_loaded())
         self.model.net.eval()
 
+    @property
+    def _tell_stopped(self) -> Callable[[str, str], None] | None:
+        """What to tell of a signal, in a process that another one started for this."""
+        return None if self.parallel is None else self.parallel.tell_stopped
+
     def _restore_best(self) -> bool:
         """Load the best weights back; False when there are none.
 
@@ -269,11 +276,17 @@ class FitRun:
             yield
         finally:
             keeper.close()
-        if self.interrupt.requested and not stays_for_the_user(self.interrupt.received):
-            raise RunInterrupted(
-                f"stopped by {self.interrupt.received} after step {keeper.step}; "
-                f"{keeper.say_what_is_saved()}: go on with fit(..., resume=True)"
-            )
+        if not self.interrupt.requested:
+            return
+        received = self.interrupt.received
+        saved = (
+            f"after step {keeper.step}; {keeper.say_what_is_saved()}: go on with "
+            f"fit(..., resume=True)"
+        )
+        if self._tell_stopped is not None:
+            self._tell_stopped(received, saved)
+        elif not stays_for_the_user(received):
+            raise RunInterrupted(f"stopped by {received} {saved}")
 
     def _train(self, epochs: int, callbacks: Sequence[Any]) -> None:
         keeper = self.keeper

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from hotloop.distributed.devices import DevicePlan
 from hotloop.distributed.launching import Processes
 from hotloop.distributed.reducing import check_metrics_can_be_shared
 from hotloop.distributed.sharding import check_shardable
+from hotloop.errors import RunInterrupted
 from hotloop.fitting.accelerator import Accelerator
 from hotloop.fitting.interrupt import Interrupt
+from hotloop.fitting.resume.settings import run_folder_of
+from hotloop.fitting.resume.stops import stays_for_the_user
 from hotloop.fitting.trainable import parameters_beside_net, place
 from hotloop.metrics.accumulate import named_metrics
 
@@ -57,7 +61,8 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     if in_notebook():
         arguments["plot"] = False  # the display here draws it
     interrupt, replay = Interrupt(), Replay(progress)
-    processes = Processes(plan.devices, replay, lambda: interrupt.requested)
+    saves = bool(arguments["resume"] or arguments["save_every_steps"])
+    processes = Processes(plan.devices, replay, lambda: interrupt.received)
     before, model.accelerator, model.history = model.accelerator, None, {}
     model._clock = None  # an earlier fit's
     rng_state = torch.get_rng_state()
@@ -68,7 +73,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     objects.update(runners=runners, gradient_hooks=hooks)
     objects.update(arguments)
     try:
-        with interrupt.listen():
+        with _ends_resumable(interrupt, arguments) if saves else interrupt.listen():
             result = processes.run(objects)
         _take_over(model, result)
         if arguments["quiet"]:  # what is shown has come already
@@ -84,6 +89,31 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
         raise
     finally:
         progress.end_fit(model.history)
+    if result["stopped"] is not None:
+        received, saved = result["stopped"]
+        received = interrupt.received or received
+        if not stays_for_the_user(received):
+            raise RunInterrupted(f"stopped by {received} {saved}")
+
+
+@contextlib.contextmanager
+def _ends_resumable(interrupt: Interrupt, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Handle signals: the first lets the processes save the run.
+
+    Raises:
+        RunInterrupted: they ended before they could.
+    """
+    with interrupt.listen(stopping=True):
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if not interrupt.requested or stays_for_the_user(interrupt.received):
+                raise
+            raise RunInterrupted(
+                f"stopped by {interrupt.received}; the run goes on from the last checkpoint in "
+                f"'{run_folder_of(arguments['ckpt_path'])}', if there is one: start again with "
+                f"fit(..., resume=True)"
+            ) from error
 
 
 def _fit_here(
@@ -103,24 +133,20 @@ def _fit_here(
     for name, parameter in _named_parameters(model):
         for register, hook in gradient_hooks[name]:
             getattr(parameter, register)(hook)
-    model.fit(**arguments, devices=_Joined(device))
+    stopped: list[tuple[str, str]] = []
+    plan = DevicePlan((device,), True, lambda *told: stopped.append(told))
+    model.fit(**arguments, devices=plan)
     return {
         "net": bare_state_dict(model.net),
         "parts": {name: part.state_dict() for name, part in _stateful(model)},
         "trained": {name: p.requires_grad for name, p in _named_parameters(model)},
         "groups": _groups(model),
         "messages": model.messages,
+        "stopped": stopped[0] if stopped else None,
         "attributes": {name: getattr(model, name) for name in _NAMES},
         "rng_state": torch.get_rng_state(),
         "generators": [generator.get_state() for generator in _generators(arguments)],
     }
-
-
-class _Joined(DevicePlan):
-    """The plan of a process that hotloop started."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__((device,), joins=True)
 
 
 def _take_over(model: Any, result: Mapping[str, Any]) -> None:

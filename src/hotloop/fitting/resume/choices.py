@@ -24,6 +24,7 @@ class Run(Protocol):
     speedups: Any
     interrupt: Any
     progress: Any
+    parallel: Any
     clock: Any
     monitor: str
 

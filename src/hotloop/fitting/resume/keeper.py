@@ -8,6 +8,7 @@ from typing import Any
 
 from hotloop.checkpoint.files import write_atomically
 from hotloop.checkpoint.run import Checkpoint, RunFolder, RunLock
+from hotloop.distributed.processes import is_main_process
 from hotloop.errors import CheckpointError, NonFiniteError
 from hotloop.fitting.non_finite import scale_learning_rates
 from hotloop.fitting.resume.choices import Run
@@ -15,6 +16,7 @@ from hotloop.fitting.resume.modules import write_module
 from hotloop.fitting.resume.remarks import remarks_on, say_finished, say_where
 from hotloop.fitting.resume.run_state import RunState
 from hotloop.fitting.resume.settings import ResumeSettings, run_folder_of
+from hotloop.fitting.resume.shares import find_together, own_part, with_others
 from hotloop.fitting.resume.snapshot import (
     arrival_of,
     put_back,
@@ -37,6 +39,8 @@ class RunKeeper:
     The state is copied between two steps, which is all that training waits for; a thread writes
     it. Where writing fails, training goes on and it is tried again.
 
+    Of several processes each has a keeper; they save at the same steps, and the main one writes.
+
     Attributes:
         epoch: the epoch to begin or go on with.
         step: training steps done in the run.
@@ -49,6 +53,8 @@ class RunKeeper:
         ckpt_path = Path(run.settings.ckpt_path)
         self.folder = RunFolder(run_folder_of(ckpt_path), settings.keep_checkpoints, ckpt_path)
         self._say = run.progress.message
+        self._several = run.parallel is not None
+        self._writes = not self._several or is_main_process()
         self._lock: RunLock | None = None
         self._writer = RunWriter(self.folder, self._say)
         self._stage: Any = None  # the epoch runner, while a training stage is between two steps
@@ -73,13 +79,17 @@ class RunKeeper:
             CheckpointError: what is there cannot be used, or the state cannot be saved.
         """
         self.run.interrupt.before_stop = self.save_for_stop
-        self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
-        self.folder.clean()
+        if self._writes:
+            self._lock = RunLock(self.folder.path, self.settings.resume == "force", self._say)
+            self.folder.clean()
         run = self.run
         for source in run.sources:
             source.place.watch(self._state.random_states, self._say, source.batches)
         if self.settings.resume:
-            checkpoint = self.folder.latest(self._say)
+            if self._several:
+                checkpoint = find_together(self.folder, self._say, run.device)
+            else:
+                checkpoint = self.folder.latest(self._say)
             if checkpoint is not None:
                 self._restore_or_refuse(checkpoint)
                 self._factor = checkpoint.state["lr_factor"]
@@ -92,7 +102,7 @@ class RunKeeper:
                 about = checkpoint.state["run"]
                 for text in remarks_on(run, about, self.epoch, self._num_done):
                     self._say(text)
-        else:
+        elif self._writes:
             aside = self.folder.set_aside()
             if aside is not None:
                 self._say(f"an earlier run's checkpoints were moved to '{aside}'")
@@ -118,6 +128,8 @@ class RunKeeper:
         """Return a clause on what is there to go on from, once it is written."""
         self._writer.wait()
         path, saved = self.folder.path, self._writer.saved_step
+        if not self._writes:
+            return f"the main process saves the run in '{path}'"
         if saved == self.step:
             return f"the run is saved in '{path}'"
         if saved is None:
@@ -172,6 +184,8 @@ class RunKeeper:
             return 0
         write_stage(stage, self._pending, self.run.device)
         self._pending = None
+        if self._several:
+            self.run.parallel.go_on_after(self._num_done)
         return self._num_done
 
     def begin_step(self) -> None:
@@ -186,7 +200,11 @@ class RunKeeper:
         every = self.settings.save_every_steps
         if every is not None and self.step % every == 0:
             self._due = True
-        if self._due or self._writer.failed or self._has_time_to_save:
+        if self._several:  # whatever the main one is writing: they go on together
+            if self._due:
+                with self.run.clock.phase("checkpoint"):
+                    self.save()
+        elif self._due or self._writer.failed or self._has_time_to_save:
             self._save_if_due()
 
     def end_stage(self) -> None:
@@ -214,16 +232,16 @@ class RunKeeper:
         """Save after a whole epoch; at a stop ``save_for_stop`` does."""
         self.epoch = epoch + 1
         self._between_epochs = True
-        if self.run.interrupt.requested:
+        if not self._several and self.run.interrupt.requested:
             return
-        if not self._writer.busy:
+        if self._several or not self._writer.busy:
             self.save(between_epochs=True)
         else:
             self._due = True
 
     def keep_best(self) -> None:
         """Note that the best weights were written just now."""
-        if self.run.best.in_file:  # else it is part of the checkpoints
+        if self._writes and self.run.best.in_file:  # else it is part of the checkpoints
             self._writer.best.note(self.run.best.path, self.step)
 
     def save_for_stop(self) -> None:
@@ -238,6 +256,8 @@ class RunKeeper:
         """Save at once, if there is a consistent state: before a batch, or in validation."""
         if self._stopping:
             return  # saved, and nothing was done since
+        if self._several:
+            return  # the others may be anywhere
         if self._stage is not None or self._train_end is not None:
             self.save(at_once=True, reading=self._train_end is None)
 
@@ -268,13 +288,17 @@ class RunKeeper:
         training = read_training(self.run.model, self.run.accelerator.scaler)
         if self._train_end is not None:
             put_back(training, self._changing)
-        state = {**captured, "training": training, "best_held": self.run.best.held}
-        data, tensors = to_host(state)
+        state = {**captured, "training": training}
+        self._due = False
+        if self._several:
+            state = with_others(state)
+        if not self._writes:
+            return
+        data, tensors = to_host({**state, "best_held": self.run.best.held})
         saved = data["training"]["net"]["tensors"]
         named = self.run.model.net.named_parameters()
         names = (name for name, p in named if p.requires_grad)
         parameters = {saved[name]["$tensor"]: name for name in names}
-        self._due = False
         if self._lock is not None:
             self._lock.hold()
         if self.settings.save_every_seconds is not None:
@@ -299,7 +323,8 @@ class RunKeeper:
         Raises:
             CheckpointError: it is of another net, optimizer or data.
         """
-        run, state = self.run, checkpoint.state
+        run = self.run
+        state = own_part(checkpoint.state, self.folder.path, self._several)
         self._state.check(state, self.folder.path)
         write_training(run.model, run.accelerator.scaler, state["training"], self._say)
         self.epoch, self.step = state["run"]["epoch"], checkpoint.step
@@ -366,7 +391,8 @@ class RunKeeper:
         best, state = self.run.best, checkpoint.state
         best.saved = state["best_saved"]
         best.hold(state["best_held"])
-        self._writer.best.restore(checkpoint.best)
+        if self._writes:
+            self._writer.best.restore(checkpoint.best)
         if checkpoint.lost_best and best.held is None:
             best.saved = False
             self.run.stopping.forget_best()
@@ -374,7 +400,7 @@ class RunKeeper:
                 f"{checkpoint.lost_best}, and no checkpoint has best weights: the run goes on, and "
                 f"the weights of the next epoch are its best"
             )
-        if checkpoint.best is None or best.held is not None:
+        if not self._writes or checkpoint.best is None or best.held is not None:
             return
         kept = checkpoint.best.read_bytes()
         if not best.path.is_file() or best.path.read_bytes() != kept:

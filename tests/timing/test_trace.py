@@ -42,6 +42,15 @@ def test_a_trace_that_the_end_cuts_short_is_written(tmp_path, capsys):
     assert "trace of steps 29 to 30" in capsys.readouterr().out
 
 
+def test_an_error_of_its_beginning_is_the_one_that_is_raised(tmp_path, monkeypatch):
+    def start(self):
+        raise RuntimeError("cannot begin")
+
+    monkeypatch.setattr(torch.profiler.profile, "start", start)
+    with pytest.raises(RuntimeError, match="cannot begin"):
+        fit(planted.make_model(), tmp_path, trace_steps=(14, 17))
+
+
 def test_steps_that_never_come_are_said(tmp_path, capsys):
     fit(planted.make_model(), tmp_path, trace_steps=(1000, 1001))
     assert "the run had no step 1000" in capsys.readouterr().out

@@ -90,12 +90,16 @@ class StepTrace:
         activities = [kinds.CPU]
         if self.device.type in ("cuda", "xpu"):
             activities.append(getattr(kinds, self.device.type.upper()))
-        self._profile = torch.profiler.profile(
-            activities=activities, record_shapes=True, profile_memory=self.memory
+        profile = torch.profiler.profile(
+            activities=activities,
+            record_shapes=True,
+            profile_memory=self.memory,
+            acc_events=True,  # of the one cycle there is: torch 2.11 warns of others without it
         )
         if self.memory and self.device.type == "cuda":
             torch.cuda.memory._record_memory_history()
-        self._profile.start()
+        profile.start()
+        self._profile = profile  # what did not start cannot be stopped
 
     def _write(self) -> None:
         profile, self._profile, self.done = self._profile, None, True

@@ -186,10 +186,18 @@ def test_noise_of_all_kinds_is_drawn_in_order(layout):
             torch.rand(3, 2),
             torch.randint_like(images, 7),
             torch.empty_like(images).normal_(1.0, 3.0),
+            torch.rand_like(images, memory_format=torch.channels_last),
             torch.randperm(9),
         )
 
     assert_draws_the_same(step, images)
+
+
+@COMPILES
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_noise_that_depends_on_signs_is_drawn_as_often(layout):
+    images = LAYOUTS[layout](torch.randn(4, 6, 5, 3))
+    assert_draws_the_same(lambda x: [functional.rrelu(x, training=True)], images)
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])

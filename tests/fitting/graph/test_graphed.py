@@ -71,13 +71,35 @@ def assert_close(first, second):
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
 
 
+def traces_attention():
+    """Whether torch traces attention in float64 as it is: 2.11 takes a part for float32."""
+    heads = torch.empty(1, 1, 1, 8, dtype=torch.float64, device="meta")
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return attend(heads, heads, heads)[1].dtype == torch.float64
+
+
 @pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.pure])
 def test_pure_nets_are_one_graph_with_the_same_numbers(name, capsys):
     compiled = train(ZOO[name], adam, compile=True)
     random_state = torch.get_rng_state()
-    assert ONE_GRAPH in capsys.readouterr().out
+    said = capsys.readouterr().out
+    if name == "transformer" and not traces_attention():
+        assert f"{EAGER} a trial of it failed: expected scalar type Double" in said
+    else:
+        assert ONE_GRAPH in said
     assert_close([train(ZOO[name], adam, quiet=True)], [compiled])
     assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_a_transformer_in_float32_is_one_graph(capsys):
+    """On torch 2.11 too."""
+    runs = [
+        train(ZOO["transformer"], adam, precision=torch.float32, compile=compile_it)
+        for compile_it in (False, True)
+    ]
+    assert ONE_GRAPH in capsys.readouterr().out
+    for one, other in zip(*(net.parameters() for _, net in runs), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", [name for name, animal in ZOO.items() if animal.pure is not True])

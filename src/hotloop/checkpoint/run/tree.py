@@ -173,13 +173,11 @@ def _tensor(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def _sparse(parts: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     indices, values, shape, is_coalesced = parts
-    return torch.sparse_coo_tensor(
-        _tensor(indices, tensors),
-        _tensor(values, tensors),
-        shape,
-        check_invariants=True,
-        is_coalesced=is_coalesced,
-    )
+    # with check_invariants=True torch 2.11 warns that there are no checks
+    with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+        return torch.sparse_coo_tensor(
+            _tensor(indices, tensors), _tensor(values, tensors), shape, is_coalesced=is_coalesced
+        )
 
 
 def _dtype(name: str, _: Mapping[str, torch.Tensor]) -> torch.dtype:

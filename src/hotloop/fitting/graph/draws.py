@@ -28,6 +28,8 @@ _LIKES = (
     torch.ops.aten.randn_like.default,
 )
 _DROPOUT = torch.ops.aten.native_dropout.default  # of CUDA: draws a mask and applies it
+# Inductor of torch 2.11 decomposes some of these into operators that draw other numbers
+UNDECOMPOSED = (*_FILLS, *_LIKES, torch.ops.aten.rrelu_with_noise_functional.default)
 
 
 def take_out_draws(graph: torch.fx.GraphModule) -> list[Callable[[], torch.Tensor]]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from hotloop.errors import first_line
 from hotloop.fitting.graph.declined import DeclinedError
-from hotloop.fitting.graph.draws import take_out_draws
+from hotloop.fitting.graph.draws import UNDECOMPOSED, take_out_draws
 from hotloop.fitting.graph.rewrites import REWRITES
 
 # Inductor of torch 2.15 leaves exceptions that hold on to the frames of all callers, and so to what
@@ -75,6 +75,7 @@ def _compile(
 ) -> tuple[Callable[[list[torch.Tensor]], Any], Any]:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -87,18 +88,20 @@ def _compile(
         return leaves
 
     on_cpu = all(tensor.device.type == "cpu" for tensor in flat)
-    left_to_torch = _LEFT_TO_TORCH if on_cpu else ()
     settings = {"fallback_random": True, "size_asserts": False, "reorder_for_locality": False}
     if hasattr(config, "reorder_for_peak_memory"):  # random operators keep their order
         settings["reorder_for_peak_memory"] = False
     with config.patch(settings):
+        table = select_decomp_table()
+        left_to_torch = [op for op in UNDECOMPOSED if op in table]
+        left_to_torch += _LEFT_TO_TORCH if on_cpu else ()
         mode = FakeTensorMode()
         fakes = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in flat]
         with mode, torch.no_grad():
             operators = _without_detach(make_fx(on_flat)(*fakes))
             graph = make_fx(
                 torch.func.functionalize(operators, remove="mutations"),
-                decomposition_table=_decompositions(left_to_torch),
+                decomposition_table=_decompositions(table, left_to_torch),
             )(*fakes)
             graph = _without_detach(graph)
         draws = take_out_draws(graph)
@@ -127,18 +130,19 @@ def preds_reader(spec: Any) -> Callable[[Sequence[torch.Tensor]], Any]:
     return lambda results: pytree.tree_unflatten(list(results), spec)[1]
 
 
-def _decompositions(left_to_torch: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
-    """Return Inductor's, but with the strides that the first trace saw.
+def _decompositions(
+    table: dict[Any, Callable[..., Any]], left_to_torch: Sequence[Any]
+) -> dict[Any, Callable[..., Any]]:
+    """Return Inductor's table, but with the strides that the first trace saw.
 
     Inductor makes ``cat`` of one tensor and empty ones (a cache's first keys, in transformers) a
     clone with that tensor's strides. ``cat`` itself gives a contiguous one, and views of that were
     traced.
     """
-    from torch._inductor.decomposition import select_decomp_table
     from torch._prims_common import suggest_memory_format
 
     cat = torch.ops.aten.cat.default
-    found: dict[Any, Any] = dict(select_decomp_table())
+    found: dict[Any, Any] = dict(table)
     cat_of_inductor = found[cat]
 
     def contiguous_cat(tensors: list[torch.Tensor], dim: int = 0) -> Any:
@@ -156,12 +160,14 @@ def _without_lowering(operators: Sequence[Any]) -> Iterator[None]:
     """Let Inductor call some operators and write no code for them, inside the block."""
     from torch._inductor.lowering import fallback_handler, lowerings
 
-    before: dict[Any, Any] = {op: lowerings[op] for op in operators}
+    before: dict[Any, Any] = {op: lowerings[op] for op in operators if op in lowerings}
     for op in operators:
         lowerings[op] = fallback_handler(op, add_to_fallback_set=False)  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        for op in operators:
+            del lowerings[op]
         lowerings.update(before)
 
 

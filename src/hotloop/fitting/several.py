@@ -89,10 +89,12 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
         raise
     finally:
         progress.end_fit(model.history)
-    if result["stopped"] is not None:
-        received, saved = result["stopped"]
-        received = interrupt.received or received
-        if not stays_for_the_user(received):
+    if saves:
+        folder = run_folder_of(arguments["ckpt_path"])
+        ended = "", f"after training; the run is saved in '{folder}'"
+        told, saved = result["stopped"] or ended
+        received = interrupt.received or told
+        if received and not stays_for_the_user(received):
             raise RunInterrupted(f"stopped by {received} {saved}")
 
 

@@ -291,7 +291,7 @@ class RunKeeper:
         state = {**captured, "training": training}
         self._due = False
         if self._several:
-            state = with_others(state)
+            state = with_others(state, read_changing(self.run.model))
         if not self._writes:
             return
         data, tensors = to_host({**state, "best_held": self.run.best.held})

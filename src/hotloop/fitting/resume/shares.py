@@ -11,6 +11,7 @@ from hotloop.checkpoint.run import Checkpoint, RunFolder
 from hotloop.distributed.group import from_all_processes, from_main_process
 from hotloop.distributed.processes import is_main_process, rank, world_size
 from hotloop.errors import CheckpointError
+from hotloop.fitting.resume.snapshot import put_back
 from hotloop.nested import map_leaves
 
 _OTHERS = "others"  # in a state: the parts of all processes but the main one
@@ -18,17 +19,20 @@ _OTHERS = "others"  # in a state: the parts of all processes but the main one
 _OWN_OF_TRAINING = ("gradients", "other_gradients")
 
 
-def with_others(state: dict[str, Any]) -> dict[str, Any]:
+def with_others(state: dict[str, Any], buffers: dict[str, Any]) -> dict[str, Any]:
     """Return a state with what the other processes have of their own: all call it together.
 
     Weights and optimizer state are alike. Random states, places in the data, sums of losses and
-    metrics, and gradients that are being accumulated are each process' own.
+    metrics, gradients that are being accumulated, and buffers (a loss' are never averaged) are each
+    process' own.
 
     Args:
         state: of this process, with its entry "training".
+        buffers: of this process, as ``read_changing`` returns them.
     """
     own = {name: value for name, value in state.items() if name != "training"}
     own["training"] = {name: state["training"][name] for name in _OWN_OF_TRAINING}
+    own["buffers"] = buffers
     return {**state, _OTHERS: from_all_processes(map_leaves(own, _on_host))[1:]}
 
 
@@ -55,7 +59,9 @@ def own_part(state: dict[str, Any], folder: Path, several: bool) -> dict[str, An
     if not several or rank() == 0:
         return state
     part = state[_OTHERS][rank() - 1]
-    return {**state, **part, "training": {**state["training"], **part["training"]}}
+    training = {**state["training"], **part["training"]}
+    put_back(training, part["buffers"])
+    return {**state, **part, "training": training}
 
 
 def find_together(folder: RunFolder, say: Any, device: torch.device) -> Checkpoint | None:

@@ -130,7 +130,8 @@ def test_a_process_that_starts_alone_ends_with_its_parent(tmp_path):
         process.kill()
         process.wait()
     wait_for(lambda: all(map(ended, children)))
-    assert not list(tmp_path.glob("hotloop-*"))
+    # one that was started just before the parent stopped may be none of these, and ends by itself
+    wait_for(lambda: not list(tmp_path.glob("hotloop-*")))
 
 
 def test_the_end_of_another_process_is_told_in_a_sentence():

@@ -309,7 +309,7 @@ class KerasModel(nn.Module):
         if plan is not None and plan.starts_processes:
             self.fit_settings, self.best_score, self.best_epoch = described, None, 0
             self.skipped_steps, self.skipped_samples = [], []
-            fit_in_processes(self, plan, arguments)
+            fit_in_processes(self, plan, arguments, settings.saving.saves)
             return history_frame(self.history)
         parallel = Parallel(plan) if plan is not None and plan.joins else None
         choice = choose_device(cpu) if plan is None else describe_choice(plan.own_device)

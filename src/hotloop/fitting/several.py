@@ -31,7 +31,7 @@ _NAMES = ("ckpt_path", "epochs", "monitor", "mode", "patience", "history", "best
           "best_epoch", "from_scratch", "stop_training", "_clock")  # fmt: skip
 
 
-def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) -> None:
+def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any], saves: bool) -> None:
     """Fit the model in one new process for each device.
 
     Net, loss, optimizer, scheduler and history of ``model`` are afterwards as after a fit in this
@@ -43,6 +43,7 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
         model: a ``KerasModel``.
         plan: the devices.
         arguments: of ``fit``.
+        saves: the run is saved.
 
     Raises:
         HotloopError: as ``fit``; ``TransferError`` and ``ProcessError`` besides.
@@ -61,7 +62,6 @@ def fit_in_processes(model: Any, plan: DevicePlan, arguments: dict[str, Any]) ->
     if in_notebook():
         arguments["plot"] = False  # the display here draws it
     interrupt, replay = Interrupt(), Replay(progress)
-    saves = bool(arguments["resume"] or arguments["save_every_steps"])
     processes = Processes(plan.devices, replay, lambda: interrupt.received)
     before, model.accelerator, model.history = model.accelerator, None, {}
     model._clock = None  # an earlier fit's
